@@ -1,0 +1,68 @@
+# `make demo` and `make test` do all the set-up on a fresh machine: Python 3.11 and a C++ compiler
+# are needed, nvcc is used if it is there. Everything goes into .venv, once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
+# The checkout's own folder stays off the path, here and in child processes: what is tested is the
+# installed package with its compiled libraries.
+PYTEST := PYTHONSAFEPATH=1 $(BIN)/python -m pytest
+TORCH := torch==2.13.0
+BUILD := scikit-build-core pybind11 cmake ninja
+SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
+    $(shell find landscapex csrc tests/emulation -type f ! -name '*.pyc')
+NATIVE := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+.PHONY: demo test check bench data clean
+.DELETE_ON_ERROR:
+
+demo: .venv/installed
+	$(BIN)/landscapex demo
+
+test: .venv/installed .venv/data
+	$(PYTEST) -n 2 -m "not slow" tests
+
+check: .venv/checkers .venv/data
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy landscapex
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(PYTEST) -m slow tests
+	$(PYTEST) tests/test_readme.py tests/test_layout.py
+	@if command -v nvcc > /dev/null; then $(BIN)/python tests/native/compile_matrix.py; \
+	else echo "There is no nvcc: CUDA kernels were not compiled for the architectures."; fi
+
+bench: .venv/installed
+	mkdir -p benchmarks/out
+	$(PYTEST) benchmarks --benchmark-only --benchmark-json=benchmarks/out/benchmarks.json
+
+data:
+	rm -f .venv/data
+	$(MAKE) .venv/data
+
+clean:
+	rm -rf build dist landscapex-demo benchmarks/out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find landscapex tests benchmarks csrc -name __pycache__ -prune -exec rm -rf {} +
+	rm -f .venv/installed
+
+.venv/torch: .ci/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) $(TORCH) $(BUILD)
+	touch $@
+
+.venv/installed: .venv/torch $(SOURCES)
+	LANDSCAPEX_EMULATED_CUDA=ON $(PIP) --no-build-isolation '.[test]'
+	touch $@
+
+.venv/checkers: .venv/installed
+	LANDSCAPEX_EMULATED_CUDA=ON $(PIP) --no-build-isolation '.[test,dev]'
+	touch $@
+
+# Fashion-MNIST, by Debian package and without touching the system. Tests that need it skip without.
+.venv/data: | .venv/torch
+	@if [ -d /usr/share/datasets/fashion-mnist ]; then echo "Fashion-MNIST is installed."; \
+	elif mkdir -p .venv/datasets && cd .venv/datasets \
+	    && apt-get -qq download dataset-fashion-mnist 2> /dev/null && dpkg -x dataset-*.deb . ; \
+	then rm -f dataset-*.deb; echo "Fashion-MNIST is in .venv/datasets."; \
+	else echo "Fashion-MNIST cannot be fetched here: tests that need it will be skipped."; fi
+	@touch $@

@@ -1,0 +1,21 @@
+// The one place that knows how a CUDA kernel is launched: nvcc's <<<>>>, or the tests' emulation
+// of the execution model on the host.
+#pragma once
+
+#ifdef LX_EMULATE_CUDA
+#include "cuda_host_emulation.h"
+namespace landscapex::cuda {
+using emul::launch;
+}
+#else
+#include <cuda_runtime.h>
+#ifdef __CUDACC__
+namespace landscapex::cuda {
+template <typename... P, typename... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+            A&&... arguments) {
+  kernel<<<grid, block, shared, stream> > >(static_cast<P>(arguments)...);
+}
+}  // namespace landscapex::cuda
+#endif
+#endif

@@ -1,0 +1,86 @@
+"""Loss landscapes of PyTorch models: the table of contents.
+
+Names are imported when they are first used, so that ``import landscapex`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from landscapex import axes as directions
+    from landscapex import errors as errors
+    from landscapex import examples as examples
+    from landscapex import plot as plot
+    from landscapex._doctor import doctor as doctor
+    from landscapex.axes import Directions as Directions
+    from landscapex.evaluate import line as line
+    from landscapex.evaluate import surface as surface
+    from landscapex.evaluate import volume as volume
+    from landscapex.objective import Objective as Objective
+    from landscapex.results import Surface as Surface
+    from landscapex.results import merge as merge
+    from landscapex.results import open as open
+
+    __version__: str
+
+# Public name -> where it lives: "module", or "module:attribute".
+_TABLE = {
+    "Directions": "axes:Directions",
+    "Objective": "objective:Objective",
+    "Surface": "results:Surface",
+    "directions": "axes",
+    "doctor": "_doctor:doctor",
+    "errors": "errors",
+    "examples": "examples",
+    "line": "evaluate:line",
+    "merge": "results:merge",
+    "open": "results:open",
+    "plot": "plot",
+    "surface": "evaluate:surface",
+    "volume": "evaluate:volume",
+}
+
+__all__ = [  # noqa: F822  (made by __getattr__)
+    "Directions",
+    "Objective",
+    "Surface",
+    "__version__",
+    "directions",
+    "doctor",
+    "errors",
+    "examples",
+    "line",
+    "merge",
+    "open",
+    "plot",
+    "surface",
+    "volume",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _TABLE:
+        module, _, attribute = _TABLE[name].partition(":")
+        value = import_module(f"{__name__}.{module}")
+        value = getattr(value, attribute) if attribute else value
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(__name__)
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0+uninstalled"
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

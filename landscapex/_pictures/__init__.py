@@ -1,0 +1,1 @@
+"""How pictures are drawn; `landscapex.plot` is the way in."""

@@ -1,0 +1,532 @@
+"""Directions: the named axes of a loss surface, over flat parameters ``[K, P]``.
+
+Exposed as ``landscapex.directions``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from landscapex import _ops
+from landscapex.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CorruptFileError,
+    DirectionError,
+    OutputError,
+)
+from landscapex.parameters import Ignore, Normalize, ParameterSpace
+
+if TYPE_CHECKING:
+    from landscapex.objective import Objective
+
+__all__ = ["Axis", "Directions", "between", "given", "gradient", "load", "normalize", "random"]
+
+PARALLEL = 0.999  # |cos| above this: the axes of a plane would coincide
+_BLOCK = 1 << 22  # entries turned into float64 at once
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What one direction is.
+
+    Attributes:
+        label: In words, e.g. "random direction 1".
+        source: "random", "between", "gradient", "given".
+        normalize: How it was scaled to the centre: "filter", "layer", "model", "weight" or None.
+        ignore: What happened to biases and norm parameters: "bias_bn" (zero), "copy" or None.
+        seed: Of a random draw.
+        zero_filters: Filters of the centre that are all zero: the direction is zero there.
+        note: Anything else a reader of the result should know.
+    """
+
+    label: str
+    source: str
+    normalize: str | None = None
+    ignore: str | None = None
+    seed: int | None = None
+    zero_filters: int = 0
+    note: str = ""
+
+    @property
+    def default_span(self) -> tuple[float, float]:
+        """The coordinates drawn when nothing else is asked for."""
+        return (-0.5, 1.5) if self.source == "between" else (-1.0, 1.0)
+
+    def unit(self, norm: float) -> str:
+        """What one step of the coordinate is, in words, for a direction of this length."""
+        words = {
+            "filter": "each filter moves by its own length",
+            "layer": "each layer moves by its own length",
+            "model": "the weights move by their own length",
+            "weight": "each weight moves by about itself",
+        }
+        if self.source == "between":
+            return f"1 = at the other model, ‖d‖ = {norm:.4g}"
+        return f"1 = {words.get(self.normalize or '', 'the direction itself')}, ‖d‖ = {norm:.4g}"
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """``K`` directions over the ``P`` chosen parameters of a model.
+
+    Attributes:
+        vectors: ``(K, P)`` float32, or float64 for models with float64 parameters.
+        axes: What each of them is.
+        layout: (name, shape) of every parameter, in the order of the flat vector; a complex
+            parameter has a last axis (real, imaginary).
+    """
+
+    vectors: Tensor
+    axes: tuple[Axis, ...]
+    layout: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or len(self.axes) != len(self.vectors):
+            raise DirectionError(
+                f"`vectors` must have shape (K, P) with K = {len(self.axes)} axes, got "
+                f"{tuple(self.vectors.shape)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
+        """Direction ``k`` as named tensors (views)."""
+        sizes = [math.prod(shape) for _, shape in self.layout]
+        parts = self.vectors[k].split(sizes)
+        return {n: t.view(s) for (n, s), t in zip(self.layout, parts, strict=True)}
+
+    def __repr__(self) -> str:
+        labels = ", ".join(a.label for a in self.axes)
+        return f"Directions(K={len(self)}, P={self.vectors.shape[1]}: {labels})"
+
+    def norm(self) -> Tensor:
+        """Lengths ``(K,)``, float64 on the CPU."""
+        return gram(self.vectors).diagonal().sqrt()
+
+    def cosine(self) -> Tensor:
+        """Cosines between the directions ``(K, K)``, float64 on the CPU; 0 with a zero one."""
+        g = gram(self.vectors)
+        length = g.diagonal().sqrt()
+        outer = length[:, None] * length
+        return torch.where(outer > 0, g / outer.where(outer > 0, torch.ones(())), 0.0)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file with keys ``"{k}/{name}"`` and the axes as a JSON header.
+
+        Args:
+            path: The file; replaced at once when it is complete.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        tensors = {
+            f"{k}/{name}": t.contiguous().cpu()
+            for k in range(len(self))
+            for name, t in self[k].items()
+        }
+        header = {
+            "format": "landscapex directions 1",
+            "axes": json.dumps([a.__dict__ for a in self.axes]),
+            "layout": json.dumps(self.layout),
+            "sha256": self.fingerprint(),
+        }
+        target = Path(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            safetensors.torch.save_file(tensors, temporary, metadata=header)
+            os.replace(temporary, target)
+        except (OSError, safetensors.SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise OutputError(f"`path` must be writable, got {str(path)!r}: {error}.") from error
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Directions:
+        """Read what `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The directions, on the CPU.
+
+        Raises:
+            CorruptFileError: If the file is damaged or not one of ours.
+        """
+        try:
+            with safetensors.safe_open(os.fspath(path), framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("format") != "landscapex directions 1":
+                    raise CorruptFileError(f"{path} must be a landscapex directions file.")
+                axes = tuple(Axis(**a) for a in json.loads(header["axes"]))
+                layout = tuple((n, tuple(s)) for n, s in json.loads(header["layout"]))
+                rows = [
+                    torch.cat([file.get_tensor(f"{k}/{n}").reshape(-1) for n, _ in layout])
+                    for k in range(len(axes))
+                ]
+            loaded = Directions(torch.stack(rows), axes, layout)
+        except FileNotFoundError as error:
+            raise CorruptFileError(f"{path} must exist, got no such file.") from error
+        except CorruptFileError:
+            raise
+        except Exception as error:  # the reader's own errors are many; none may pass for data
+            raise CorruptFileError(f"{path} is damaged or no directions file: {error}") from error
+        if loaded.fingerprint() != header.get("sha256"):
+            raise CorruptFileError(f"{path} is damaged: its contents do not match their SHA-256.")
+        return loaded
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the vectors and their layout, in hexadecimal."""
+        digest = hashlib.sha256(repr((self.layout, self.vectors.dtype)).encode())
+        for row in self.vectors:
+            for part in row.split(_BLOCK):
+                digest.update(part.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load(path: str | os.PathLike[str]) -> Directions:
+    """Read directions from a file that `Directions.save` wrote; see `Directions.load`."""
+    return Directions.load(path)
+
+
+def random(
+    objective: Objective | nn.Module,
+    n: int = 2,
+    *,
+    seed: int = 0,
+    normalize: Normalize | None = "filter",
+    ignore: Ignore | None = "bias_bn",
+    orthogonalize: bool = False,
+    center: Tensor | None = None,
+) -> Directions:
+    r"""Draw Gaussian directions and scale them to the model.
+
+    Entries are independent standard normals from Philox 4x32-10 with a key made of ``seed``, the
+    number of the direction and the name of the parameter: the same on every device, in any order
+    and for any selection of parameters. With ``normalize="filter"`` each filter becomes
+    :math:`d_f \lVert \theta_f \rVert / \lVert d_f \rVert`.
+
+    Args:
+        objective: An `Objective`, or a module.
+        n: How many.
+        seed: Of the draw.
+        normalize: ``"filter"`` (the unit is the length of each filter), ``"layer"`` (of each
+            tensor), ``"model"`` (of all perturbed weights), ``"weight"`` (multiply entry by
+            entry), or None.
+        ignore: For biases, norm parameters and filters of one entry: ``"bias_bn"`` sets them to
+            zero, ``"copy"`` to the parameters themselves (as the reference code does without its
+            option; two such directions are correlated), None normalises each tensor as one filter.
+        orthogonalize: Make each direction orthogonal to those before it, after normalising; the
+            axes' notes then say what that changed.
+        center: Flat point to scale to, ``(P,)``; None for the live parameters.
+
+    Returns:
+        ``K = n`` directions ``(n, P)``; a filter that is zero in the model is zero in them.
+
+    Raises:
+        ArgumentError: If an argument has a value not listed above.
+        ArgumentTypeError: If ``seed`` is not a whole number.
+
+    References:
+        Li, Xu, Taylor, Studer, Goldstein, "Visualizing the Loss Landscape of Neural Nets",
+        NeurIPS 2018, section 4. Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as
+        1, 2, 3", SC 2011.
+
+    Example:
+        >>> import torch, landscapex as lx
+        >>> lx.directions.random(torch.nn.Linear(3, 2), n=2).vectors.shape
+        torch.Size([2, 8])
+    """
+    if not isinstance(n, int) or n < 1:
+        raise ArgumentError(f"`n` must be a whole number of at least 1, got {n!r}.")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ArgumentTypeError(f"`seed` must be a whole number, got {seed!r}.")
+    space = _space(objective)
+    vectors = torch.zeros((n, space.size), dtype=space.dtype, device=space.device)
+    for k in range(n):
+        for e in space.entries:
+            if not (ignore == "bias_bn" and e.is_bias_bn):
+                digest = hashlib.sha256(f"{seed}/direction/{k}/{e.name}".encode()).digest()
+                key, stream = (_signed(digest[i : i + 8]) for i in (0, 8))
+                _ops.gaussian_(vectors[k, e.offset : e.end], key, stream)
+    axes = tuple(Axis(f"random direction {k + 1}", "random", seed=seed) for k in range(n))
+    drawn = Directions(vectors, axes, _layout(space))
+    return _scaled(drawn, space, normalize, ignore, orthogonalize, center)
+
+
+def between(
+    objective: Objective | nn.Module, *models: Any, center: Tensor | None = None
+) -> Directions:
+    """From the centre to other models: coordinate 1 is the other model's parameters.
+
+    Args:
+        objective: An `Objective`, or a module.
+        *models: Modules, state_dicts or flat vectors, one per direction.
+        center: Flat point to start from, ``(P,)``; None for the live parameters.
+
+    Returns:
+        One direction per model, not normalised.
+
+    Raises:
+        ArgumentError: If no model is given.
+
+    Example:
+        >>> import torch, landscapex as lx
+        >>> a, b = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+        >>> lx.directions.between(a, b).axes[0].default_span
+        (-0.5, 1.5)
+    """
+    if not models:
+        raise ArgumentError("`models` must hold at least one model, got none.")
+    space = _space(objective)
+    start = space.gather() if center is None else center
+    ends = [space.vector(m, what=f"model {k + 1}") for k, m in enumerate(models)]
+    # in float64, rounded once: the end point is met as well as the dtype allows
+    vectors = torch.stack([(e.double() - start.double()).to(space.dtype) for e in ends])
+    which = [""] if len(models) == 1 else [f" {k + 1}" for k in range(len(models))]
+    axes = tuple(Axis(f"towards the other model{w}", "between") for w in which)
+    return Directions(vectors, axes, _layout(space))
+
+
+def gradient(objective: Objective, *, center: Tensor | None = None) -> Directions:
+    """The gradient of the loss at the centre: coordinate 1 is one whole gradient uphill.
+
+    Args:
+        objective: What to differentiate.
+        center: Flat point ``(P,)``; None for the live parameters.
+
+    Returns:
+        One direction, not normalised.
+    """
+    vector = objective.gradient(center)[None]
+    return Directions(vector, (Axis("gradient", "gradient"),), _layout(_space(objective)))
+
+
+def given(objective: Objective | nn.Module, directions: Any) -> Directions:
+    """Directions of one's own.
+
+    Args:
+        objective: An `Objective`, or a module.
+        directions: A sequence of mappings {parameter name: tensor}, in which a parameter that is
+            absent does not move; one such mapping; or a tensor ``(K, P)``.
+
+    Returns:
+        The directions, as given.
+
+    Raises:
+        ArgumentTypeError: If ``directions`` is none of these.
+        DirectionError: If a tensor has another number of columns.
+    """
+    space = _space(objective)
+    if isinstance(directions, Mapping):
+        directions = [directions]
+    if isinstance(directions, Tensor):
+        if directions.ndim != 2 or directions.shape[1] != space.size:
+            raise DirectionError(
+                f"`directions` must have shape (K, {space.size}), got {tuple(directions.shape)}."
+            )
+        vectors = directions.detach().to(device=space.device, dtype=space.dtype, copy=True)
+        notes = [""] * len(vectors)
+    elif isinstance(directions, Sequence) and directions:
+        for d in directions:
+            if not isinstance(d, Mapping):
+                raise ArgumentTypeError(
+                    "`directions` must hold mappings {parameter name: tensor}, got "
+                    f"{type(d).__name__}."
+                )
+        rows = [
+            space.flatten(d, what=f"direction {k + 1}", missing="zero")
+            for k, d in enumerate(directions)
+        ]
+        vectors = torch.stack(rows)
+        known = [sum(n in space.names for n in d) for d in directions]
+        notes = [
+            "parameters not given do not move" if k < len(space.entries) else "" for k in known
+        ]
+    else:
+        raise ArgumentTypeError(
+            "`directions` must be Directions, a tensor (K, P) or a sequence of mappings, got "
+            f"{type(directions).__name__}."
+        )
+    axes = tuple(Axis(f"given direction {k + 1}", "given", note=n) for k, n in enumerate(notes))
+    return Directions(vectors, axes, _layout(space))
+
+
+def normalize(
+    directions: Directions,
+    objective: Objective | nn.Module,
+    rule: Normalize | None = "filter",
+    *,
+    ignore: Ignore | None = None,
+    center: Tensor | None = None,
+) -> Directions:
+    """Scale directions to the model, as `random` does.
+
+    Args:
+        directions: Left as they are.
+        objective: An `Objective`, or a module.
+        rule: As ``normalize`` of `random`.
+        ignore: As in `random`; None also scales biases, each as one filter.
+        center: Flat point to scale to, ``(P,)``; None for the live parameters.
+
+    Returns:
+        New directions.
+    """
+    space = _space(objective)
+    check_layout(directions, space)
+    copied = replace(
+        directions, vectors=directions.vectors.to(space.device, space.dtype, copy=True)
+    )
+    return _scaled(copied, space, rule, ignore, False, center)
+
+
+def check_layout(directions: Directions, space: ParameterSpace) -> None:
+    """Refuse directions that were made for other parameters.
+
+    Raises:
+        DirectionError: If names, order or shapes differ.
+    """
+    ours, theirs = _layout(space), directions.layout
+    if ours == theirs and directions.vectors.shape[1] == space.size:
+        return
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=False) if a != b]
+    detail = f"{pairs[0][1]} instead of {pairs[0][0]}" if pairs else f"{len(theirs)} parameters"
+    raise DirectionError(
+        f"`directions` must be over the objective's {len(ours)} chosen parameters, got {detail}."
+    )
+
+
+def check_usable(directions: Directions) -> None:
+    """Refuse directions that cannot span an axis.
+
+    Raises:
+        DirectionError: If one is zero or not finite, or two are parallel (|cos| > 0.999).
+    """
+    norms = directions.norm().tolist()
+    for axis, norm in zip(directions.axes, norms, strict=True):
+        if not math.isfinite(norm):
+            raise DirectionError(f"{axis.label} must be finite, got a length of {norm}.")
+        if norm == 0:
+            raise DirectionError(f"{axis.label} must not be zero everywhere, got length 0.")
+    cosines = directions.cosine()
+    for i in range(len(directions)):
+        for j in range(i):
+            if abs(c := float(cosines[i, j])) > PARALLEL:
+                raise DirectionError(
+                    f"{directions.axes[j].label} and {directions.axes[i].label} must not be "
+                    f"parallel (|cosine| <= {PARALLEL}), got a cosine of {c:.6f}."
+                )
+
+
+def gram(vectors: Tensor) -> Tensor:
+    """Inner products of the rows ``(K, K)``, summed in float64, on the CPU."""
+    total = torch.zeros((len(vectors), len(vectors)), dtype=torch.float64)
+    for part in vectors.split(_BLOCK, dim=1):
+        wide = part.double()
+        total += (wide @ wide.T).cpu()
+    return total
+
+
+def _scaled(
+    directions: Directions,
+    space: ParameterSpace,
+    rule: Normalize | None,
+    ignore: Ignore | None,
+    orthogonalize: bool,
+    center: Tensor | None,
+) -> Directions:
+    """Normalise, treat biases, orthogonalise: in place, in this order."""
+    if ignore not in ("bias_bn", "copy", None):
+        raise ArgumentError(f"`ignore` must be 'bias_bn', 'copy' or None, got {ignore!r}.")
+    vectors = directions.vectors
+    center = space.gather() if center is None else center
+    zero = 0
+    if ignore is not None:
+        for e in space.entries:
+            if e.is_bias_bn:
+                own = center[e.offset : e.end] if ignore == "copy" else 0.0
+                vectors[:, e.offset : e.end] = own
+    if rule is not None:
+        runs, groups = space.normalization_table(rule, skip_bias_bn=ignore is not None)
+        norms = _rescale(vectors, center, runs, groups, elementwise=rule == "weight")
+        zero = int((norms[-1] == 0).sum())
+    axes = tuple(
+        replace(a, normalize=rule, ignore=ignore, zero_filters=zero) for a in directions.axes
+    )
+    if orthogonalize:
+        axes = _orthogonalize(vectors, axes, space)
+    return replace(directions, axes=axes)
+
+
+def _rescale(
+    vectors: Tensor, center: Tensor, runs: Tensor, groups: Tensor, *, elementwise: bool
+) -> Tensor:
+    """Scale in place; the norms ``(K + 1, F)`` before scaling, those of the centre last."""
+    shape = (len(vectors) + 1, len(groups) - 1)
+    norms = torch.zeros(shape, dtype=torch.float64, device=vectors.device)
+    _ops.filter_normalize_(vectors, center, runs, groups, norms, elementwise=elementwise)
+    return norms
+
+
+def _orthogonalize(
+    vectors: Tensor, axes: tuple[Axis, ...], space: ParameterSpace
+) -> tuple[Axis, ...]:
+    """Gram-Schmidt, dividing by the squared length; says what became of cosines and filters."""
+    table = space.normalization_table("filter", skip_bias_bn=False)
+    before = _filter_norms(vectors, *table)
+    cosines = Directions(vectors, axes, _layout(space)).cosine()
+    for k in range(1, len(vectors)):
+        for _ in range(2):  # once more, for what rounding left
+            for j in range(k):
+                pair = gram(vectors[[j, k]])
+                if pair[0, 0] > 0:
+                    vectors[k] -= float(pair[0, 1] / pair[0, 0]) * vectors[j]
+    after = _filter_norms(vectors, *table)
+    change = torch.where(before > 0, (after / before - 1).abs(), 0.0).amax(1).tolist()
+    noted = [axes[0]]
+    for k in range(1, len(axes)):
+        was = ", ".join(f"{float(c):.2g}" for c in cosines[k, :k])
+        note = (
+            f"made orthogonal to the directions before it (cosine was {was}); "
+            f"a filter changed its length by up to {change[k]:.2%}"
+        )
+        noted.append(replace(axes[k], note=note))
+    return tuple(noted)
+
+
+def _filter_norms(vectors: Tensor, runs: Tensor, groups: Tensor) -> Tensor:
+    """Norms of every filter of every direction ``(K, F)``, float64."""
+    copied = vectors.clone()
+    return _rescale(copied, vectors[0], runs, groups, elementwise=False)[:-1]
+
+
+def _space(objective: Objective | nn.Module) -> ParameterSpace:
+    if isinstance(objective, nn.Module):
+        return ParameterSpace(objective)
+    space = getattr(objective, "space", None)
+    if not isinstance(space, ParameterSpace):
+        raise ArgumentTypeError(
+            f"`objective` must be an Objective or a module, got {type(objective).__name__}."
+        )
+    return space
+
+
+def _layout(space: ParameterSpace) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((e.name, e.real_shape) for e in space.entries)
+
+
+def _signed(eight: bytes) -> int:
+    return int.from_bytes(eight, "little", signed=True)

@@ -1,0 +1,317 @@
+"""The command ``landscapex``.
+
+torch, and everything that needs it, is imported inside the commands, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from landscapex.errors import ArgumentError, ArgumentTypeError, LandscapexError, Terminated
+
+if TYPE_CHECKING:
+    from landscapex.results import Surface
+
+app = typer.Typer(
+    help="Loss landscapes of PyTorch models: lines, surfaces and volumes of the loss.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class BatchNorm(StrEnum):
+    """What batch norm does at each point."""
+
+    EVAL = "eval"
+    RECOMPUTE = "recompute"
+    BATCH = "batch"
+
+
+class Picture(StrEnum):
+    """How a result is drawn."""
+
+    CONTOUR = "contour"
+    SURFACE = "3d"
+    LINE = "line"
+
+
+def main() -> None:
+    """Run the command line and exit.
+
+    The exit status is 0, 1 after an error (one line for those of landscapex, a traceback for those
+    of the user's own code), 2 for wrong usage, 130 after Ctrl-C and 143 after SIGTERM.
+    """
+    try:
+        app()
+    except LandscapexError as error:
+        typer.secho(f"Error: {error}", fg="red", err=True)
+        sys.exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("landscapex-demo"),
+    points: Annotated[int, typer.Option(help="Grid points along each axis.")] = 51,
+) -> None:
+    """Compute and draw the surface of a small network on real data; nothing else is needed."""
+    import landscapex as lx
+
+    model, data, loss = lx.examples.digits()
+    file = out / "surface.nc"
+    with _resumable(file):
+        out.mkdir(parents=True, exist_ok=True)
+        # One batch and one thread: the network is so small that splitting the work costs time.
+        objective = lx.Objective(model, data, loss, metrics="accuracy", batch_size=len(data[1]))
+        surface = lx.surface(objective, points=points, out=file, resume=False, threads=1)
+        line = lx.line(objective, points=2 * points - 1, threads=1)
+    pictures = {
+        "surface.png": (surface.plot(), "the surface as contours; the cross is the network"),
+        "surface3d.png": (surface.plot3d(), "the same in three dimensions"),
+        "accuracy.png": (surface.plot("accuracy"), "the accuracy at the same points"),
+        "line.png": (line.plot(), "a finer cut through the centre, along direction 1"),
+    }
+    typer.echo("")
+    typer.echo(
+        f"{_count(model)} weights trained on {len(data[1]):,} images of handwritten digits, moved "
+        "along two random\ndirections, each filter by at most its own length."
+    )
+    typer.echo(_summary(surface))
+    typer.echo("")
+    typer.echo(f"  {file}  loss and accuracy at {surface.loss.size:,} points (NetCDF)")
+    for name, (figure, what) in pictures.items():
+        figure.savefig(out / name, dpi=150)
+        typer.echo(f"  {out / name}  {what}")
+
+
+@app.command()
+def surface(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FUNCTION",
+            help="A function without arguments that returns (model, data, loss), in a module that "
+            "can be imported from here.",
+        ),
+    ],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights to load: .safetensors, or .pt with a state_dict.")
+    ] = None,
+    points: Annotated[str, typer.Option(metavar="N|NxM", help="Grid points per axis.")] = "51",
+    span: Annotated[
+        str | None, typer.Option(metavar="S|LO,HI", help="From -S to S, or from LO to HI.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random directions.")] = 0,
+    directions: Annotated[
+        str, typer.Option(metavar="random|FILE", help="FILE: written by Directions.save.")
+    ] = "random",
+    out: Annotated[Path, typer.Option(help="Result to write (NetCDF).")] = Path("surface.nc"),
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on where a run to OUT stopped.")
+    ] = True,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Compute one of N parts; then `merge`.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="accuracy, error or top5; may be repeated.")
+    ] = None,
+    bn: Annotated[BatchNorm, typer.Option(help="Batch norm: as trained, or new statistics.")] = (
+        BatchNorm.EVAL
+    ),
+    threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
+    engine: Annotated[str, typer.Option(help="auto or eager.")] = "auto",
+) -> None:
+    """Compute the loss surface of your own model on a plane through its weights."""
+    grid = _parse_points(points)
+    limits = _parse_span(span)
+    import landscapex as lx
+
+    with _resumable(out):
+        model, data, loss = _call(target)
+        if checkpoint is not None:
+            from landscapex import checkpoints
+
+            checkpoints.load(model, checkpoint)
+        objective = lx.Objective(model, data, loss, bn=bn.value, metrics=tuple(metric or ()))
+        chosen = "random" if directions == "random" else lx.Directions.load(directions)
+        result = lx.surface(
+            objective,
+            directions=chosen,
+            points=grid,
+            span=limits,
+            seed=seed,
+            out=out,
+            resume=resume,
+            shard=shard,
+            engine=engine,
+            threads=threads,
+        )
+    typer.echo(_summary(result))
+    if shard is None:
+        typer.echo(f"Written to {out}. Draw it: {_command('show', out)}")
+    else:
+        typer.echo(f"Part {shard} is kept beside {out}. After the last: {_command('merge', out)}")
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="A result, or the journal of a run still going.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Picture to write (png, pdf, svg). Default: FILE as .png.")
+    ] = None,
+    kind: Annotated[Picture | None, typer.Option(help="Default: line if 1-D.")] = None,
+    column: Annotated[str, typer.Option(help="What to draw: loss, accuracy, ...")] = "loss",
+) -> None:
+    """Draw a result."""
+    import landscapex as lx
+
+    result = lx.open(file)
+    if kind is None:
+        kind = Picture.LINE if result.ndim == 1 else Picture.CONTOUR
+    if (kind is Picture.LINE) != (result.ndim == 1):
+        raise ArgumentError(
+            f"`--kind {kind}` does not fit {file}, which has {result.ndim} dimension(s)."
+        )
+    figure = result.plot3d(column) if kind is Picture.SURFACE else result.plot(column)
+    out = out or file.with_suffix(".png")
+    try:
+        figure.savefig(out, dpi=150)
+    except (OSError, ValueError) as error:  # no such folder; a suffix that matplotlib cannot write
+        raise ArgumentError(f"`--out` must be a picture that can be written: {error}") from error
+    typer.echo(f"Written to {out}.")
+
+
+@app.command()
+def info(
+    file: Annotated[Path, typer.Argument(help="A result, or the journal of a run still going.")],
+) -> None:
+    """Say what is in a result and how it was made."""
+    import landscapex as lx
+
+    result = lx.open(file)
+    typer.echo(repr(result))
+    for line in _tree(result.provenance):
+        typer.echo(line)
+
+
+@app.command()
+def merge(
+    file: Annotated[Path, typer.Argument(help="The --out that the shards were given.")],
+) -> None:
+    """Join the parts of a run that was split by --shard."""
+    import landscapex as lx
+
+    result = lx.merge(file)
+    missing = int((~result.evaluated).sum())
+    if missing:
+        raise ArgumentError(f"{missing} of {result.loss.size} points of {file} are still missing.")
+    typer.echo(_summary(result))
+    typer.echo(f"Written to {file}. Draw it: {_command('show', file)}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what was built, what is missing and how to get it."""
+    import landscapex as lx
+
+    typer.echo(str(lx.doctor()))
+
+
+def _call(target: str) -> tuple[Any, Any, Any]:
+    """Import MODULE and call FUNCTION; errors of the user's own code pass."""
+    name, _, function = target.partition(":")
+    if not all(part.isidentifier() for part in name.split(".")) or not function.isidentifier():
+        raise ArgumentError(
+            f"`MODULE:FUNCTION` must name a module and a function in it, as in "
+            f"`train:build` for build() in train.py, got {target!r}."
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module was found; something that it imports was not
+        raise ArgumentError(f"`{target}`: there is no module {error.name!r} here.") from error
+    build = getattr(module, function, None)
+    if not callable(build):
+        raise ArgumentError(f"`{target}`: module {name!r} has no function {function!r}.")
+    made = build()
+    if not isinstance(made, tuple) or len(made) != 3:
+        size = f" of length {len(made)}" if isinstance(made, tuple) else ""
+        raise ArgumentTypeError(
+            f"`{target}` must return (model, data, loss), got {type(made).__name__}{size}."
+        )
+    return made
+
+
+def _parse_points(text: str) -> int | tuple[int, int]:
+    try:
+        numbers = [int(part) for part in text.lower().split("x")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise ArgumentError(f"`--points` must be N or NxM, as in 51 or 51x31, got {text!r}.")
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def _parse_span(text: str | None) -> float | tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise ArgumentError(f"`--span` must be S or LO,HI, as in 1 or -0.5,1.5, got {text!r}.")
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    """After Ctrl-C or SIGTERM say what was kept and how to go on; exit as a shell would."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stop:
+        partial = getattr(stop, "surface", None)
+        if partial is not None:
+            kept = f"{int(partial.evaluated.sum()):,} of {partial.loss.size:,} points"
+            typer.echo(f"\nStopped. {kept} are kept beside {out}.", err=True)
+        arguments = [part for part in sys.argv[1:] if part != "--no-resume"]
+        typer.echo(f"Go on with: {_command(*arguments)}", err=True)
+        raise typer.Exit(143 if isinstance(stop, Terminated) else 130) from None
+
+
+def _command(*arguments: str | Path) -> str:
+    return shlex.join(["landscapex", *map(str, arguments)])
+
+
+def _summary(result: Surface) -> str:
+    """One line: where the loss is lowest, and how it compares with the centre."""
+    lowest = result.minimum
+    at = ", ".join(f"{c:g}" for c in lowest.coordinates)
+    return f"Loss {result.center_loss:.6g} at the centre; lowest {lowest.value:.6g} at ({at})."
+
+
+def _count(model: Any) -> str:
+    return f"{sum(p.numel() for p in model.parameters()):,}"
+
+
+def _tree(node: Any, indent: int = 0) -> Iterator[str]:
+    """Nested mappings as indented lines."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield f"{'  ' * indent}{key}:"
+            yield from _tree(value, indent + 1)
+        else:
+            yield f"{'  ' * indent}{key}: {value}"

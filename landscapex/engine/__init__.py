@@ -1,0 +1,1 @@
+"""Engines: what turns grid points ``[G, K]`` into losses ``[G, M]``."""

@@ -1,0 +1,260 @@
+"""The engine for every model: parameters set by one fused kernel, batches through plain PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from landscapex.batches import FrozenBatches
+from landscapex.errors import ArgumentError, LossError
+from landscapex.grid import AXIS_NAMES
+from landscapex.guard import Snapshot, seed_everything
+from landscapex.losses import Measure, Terms, Totals
+from landscapex.parameters import ParameterSpace
+
+BN_MODES = ("eval", "recompute", "batch")
+PRECISIONS = ("model", "fp32", "tf32", "bf16")
+_COMMON_SEED = 0  # stochastic losses see the same draws at every point
+
+Poll = Callable[[], None]
+
+
+class EagerEngine:
+    """Evaluates the user's own module, in place, one grid point after another.
+
+    Use it only inside `guard.exclusive`, whose snapshot restores the model.
+
+    Args:
+        space: The parameters that move.
+        measure: What is computed from a batch.
+        data: Batches by name; the first gives ``loss`` and the metrics, the others
+            ``{name}_loss`` and so on.
+        bn: ``"eval"`` uses running statistics as they are, ``"recompute"`` computes them anew at
+            each point from the first data set, ``"batch"`` normalises by each batch.
+        precision: ``"model"``, ``"fp32"``, ``"tf32"`` or ``"bf16"`` (autocast).
+        weight_decay: Adds ``weight_decay / 2 * ||theta||^2`` over the chosen parameters to
+            ``loss``.
+        common_seed: Seed the global generators alike before each point.
+    """
+
+    name = "eager"
+    points_per_call = 1
+
+    def __init__(
+        self,
+        space: ParameterSpace,
+        measure: Measure,
+        data: Mapping[str, FrozenBatches],
+        *,
+        bn: str = "eval",
+        precision: str = "model",
+        weight_decay: float = 0.0,
+        common_seed: bool = False,
+    ) -> None:
+        self.space = space
+        self.measure = measure
+        self.data = dict(data)
+        self.bn = bn
+        self.precision = precision
+        self.weight_decay = weight_decay
+        self.common_seed = common_seed
+        self.columns: tuple[str, ...] | None = None
+        self._grad_mode: Callable[[], contextlib.AbstractContextManager[Any]] = torch.no_grad
+
+    def losses(
+        self,
+        snapshot: Snapshot,
+        center: Tensor,
+        directions: Tensor,
+        points: np.ndarray,
+        poll: Poll | None = None,
+    ) -> np.ndarray:
+        """Losses and metrics at grid points.
+
+        Args:
+            snapshot: Of the model, held by the caller.
+            center: ``(P,)``.
+            directions: ``(K, P)``.
+            points: ``(G, K)`` coordinates.
+            poll: Called between batches; may raise to stop.
+
+        Returns:
+            ``(G, M)`` float64, in the order of `columns`.
+        """
+        rows = []
+        for coordinates in points.tolist():
+            snapshot.move(center, directions, coordinates)
+            try:
+                rows.append(self.here(poll))
+            except Exception as error:
+                named = zip(AXIS_NAMES, coordinates, strict=False)
+                error.add_note("landscapex: at " + ", ".join(f"{a}={c:.6g}" for a, c in named))
+                raise
+            snapshot.check_unchanged()
+        return np.array(rows, dtype=np.float64)
+
+    def here(self, poll: Poll | None = None) -> list[float]:
+        """Losses and metrics of the model as it stands now, in the order of `columns`."""
+        try:
+            values, names = self._evaluate(poll)
+        except RuntimeError as error:
+            # a loss that differentiates (gradient penalty, physics) says so the first time
+            if self.columns is not None or "does not require grad" not in str(error):
+                raise
+            self._grad_mode = torch.enable_grad
+            values, names = self._evaluate(poll)
+        if self.columns is None:
+            self.columns = names
+        elif self.columns != names:
+            raise LossError(
+                f"the loss must return the same metrics at every point, got {list(names)} after "
+                f"{list(self.columns)}."
+            )
+        return values
+
+    def _evaluate(self, poll: Poll | None) -> tuple[list[float], tuple[str, ...]]:
+        if self.common_seed:
+            seed_everything(_COMMON_SEED)
+        values: list[float] = []
+        names: list[str] = []
+        with self._grad_mode(), self._mode():
+            for name, batches in self.data.items():
+                totals = Totals()
+                for terms in self._terms(batches, name, poll):
+                    totals.add(terms)
+                prefix = "" if not names else f"{name}_"
+                names += [prefix + c for c in totals.columns]
+                values += totals.values()
+            if self.weight_decay:
+                values[0] += 0.5 * self.weight_decay * self._squared_norm()
+        return values, tuple(names)
+
+    def gradient(self, poll: Poll | None = None) -> Tensor:
+        """Gradient of ``loss`` over the chosen parameters as they stand now, flat ``(P,)``."""
+        wanted = [(e, p) for e, p in zip(self.space.entries, self.space.parameters, strict=True)]
+        for _, p in wanted:
+            p.requires_grad_(True)
+        total = torch.zeros(self.space.size, dtype=torch.float64, device=self.space.device)
+        weights = torch.zeros((), dtype=torch.float64, device=self.space.device)
+        batches = next(iter(self.data.items()))
+        with torch.enable_grad(), self._mode():
+            for terms in self._terms(batches[1], batches[0], poll):
+                n = torch.as_tensor(terms.weight, dtype=torch.float64, device=total.device)
+                if not bool(n > 0):
+                    continue
+                weights += n
+                grads = torch.autograd.grad(
+                    terms.loss, [p for _, p in wanted], allow_unused=True, materialize_grads=False
+                )
+                for (e, _), g in zip(wanted, grads, strict=True):
+                    if g is not None:
+                        g = torch.view_as_real(g.resolve_conj()) if g.is_complex() else g
+                        total[e.offset : e.end] += n * g.reshape(-1).double()
+        total /= weights
+        if self.weight_decay:
+            total += self.weight_decay * self.space.gather().double()
+        return total.to(self.space.dtype)
+
+    def _terms(self, batches: FrozenBatches, name: str, poll: Poll | None) -> Iterator[Terms]:
+        for b, batch in enumerate(batches):
+            if poll is not None:
+                poll()
+            try:
+                yield self.measure(self.space.model, batch)
+            except Exception as error:
+                error.add_note(f"landscapex: in batch {b} of {name}")
+                raise
+
+    def _squared_norm(self) -> float:
+        parts = [
+            torch.linalg.vector_norm(
+                torch.view_as_real(p) if p.is_complex() else p, dtype=torch.float64
+            )
+            for p in (q.detach().resolve_conj() for q in self.space.parameters)
+        ]
+        return float(torch.stack(parts).square().sum())
+
+    @contextlib.contextmanager
+    def _mode(self) -> Iterator[None]:
+        """Evaluation mode, batch norm as asked for, arithmetic as asked for."""
+        model = self.space.model
+        model.eval()
+        norms = batch_norms(model)
+        with precision_context(self.precision, self.space.device):
+            if self.bn == "batch":
+                for m in norms:
+                    m.train()
+            elif self.bn == "recompute" and norms:
+                self._recompute_statistics(norms)
+            yield
+
+    def _recompute_statistics(self, norms: Sequence[_NormBase]) -> None:
+        """Running statistics as the plain average over the batches of the first data set.
+
+        One pass in training mode with cumulative averages (``momentum=None``).
+        """
+        momenta = [m.momentum for m in norms]
+        try:
+            for m in norms:
+                m.reset_running_stats()
+                m.momentum = None
+                m.train()
+            name, batches = next(iter(self.data.items()))
+            with torch.no_grad():
+                for _ in self._terms(batches, name, None):
+                    pass
+        finally:
+            for m, momentum in zip(norms, momenta, strict=True):
+                m.momentum = momentum
+                m.eval()
+
+
+def batch_norms(model: nn.Module) -> list[_NormBase]:
+    """Modules that keep running statistics of their inputs."""
+    return [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+
+
+@contextlib.contextmanager
+def precision_context(precision: str, device: torch.device) -> Iterator[None]:
+    """Arithmetic of one evaluation; the global switches are put back."""
+    if precision == "bf16":
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            yield
+    elif precision in ("fp32", "tf32"):
+        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before[0])
+            torch.backends.cudnn.allow_tf32 = before[1]
+    else:
+        yield
+
+
+def check_precision(precision: str, space: ParameterSpace) -> None:
+    """Refuse a precision that this model and device cannot have.
+
+    Raises:
+        ArgumentError: If the name is unknown or does not fit.
+    """
+    if precision not in PRECISIONS:
+        raise ArgumentError(
+            f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}."
+        )
+    dtypes = {e.dtype for e in space.entries}
+    if precision != "model" and dtypes != {torch.float32}:
+        names = ", ".join(sorted(str(d) for d in dtypes))
+        raise ArgumentError(
+            f"`precision` must be 'model' unless all parameters are float32, got {precision!r} "
+            f"for {names}."
+        )
+    if precision == "tf32" and space.device.type != "cuda":
+        raise ArgumentError(f"`precision='tf32'` needs a CUDA device, got {space.device}.")

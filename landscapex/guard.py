@@ -1,0 +1,264 @@
+"""Exclusive use of a user's model, which comes back bit for bit.
+
+`exclusive` takes the model's lock, notes everything that an evaluation might change, and puts all
+of it back by copy: after success, after an exception and after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from landscapex.errors import ModelChangedError, ReentrancyError
+from landscapex.parameters import ParameterSpace
+
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+    "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_non_full_backward_hooks", "_state_dict_hooks", "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
+
+
+class _ModelLock:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.owner: int | None = None
+
+    @contextlib.contextmanager
+    def held(self, model: nn.Module) -> Iterator[None]:
+        if self.owner == threading.get_ident():
+            raise ReentrancyError(
+                "a loss, metric, hook or callback must not evaluate the model whose landscape is "
+                f"being computed, got a nested call for {type(model).__name__}."
+            )
+        with self.lock:
+            self.owner = threading.get_ident()
+            try:
+                yield
+            finally:
+                self.owner = None
+
+
+_locks: weakref.WeakKeyDictionary[nn.Module, _ModelLock] = weakref.WeakKeyDictionary()
+_registry = threading.Lock()
+
+
+def _forget_locks() -> None:
+    # the forked child has none of the threads that may have held a lock
+    global _registry, _locks
+    _registry, _locks = threading.Lock(), weakref.WeakKeyDictionary()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
+def _lock_of(model: nn.Module) -> _ModelLock:
+    with _registry:
+        return _locks.setdefault(model, _ModelLock())
+
+
+@contextlib.contextmanager
+def exclusive(space: ParameterSpace) -> Iterator[Snapshot]:
+    """Hold the model's lock; restore the model at the end, whatever happens.
+
+    Args:
+        space: The chosen parameters of the model.
+
+    Yields:
+        The snapshot that will be restored.
+    """
+    with _lock_of(space.model).held(space.model), _Shield() as shield:
+        snapshot = Snapshot(space)
+        try:
+            try:
+                snapshot.lend()
+                yield snapshot
+            finally:
+                shield.up = True
+                snapshot.restore()
+        finally:
+            # reached with work left only if Ctrl-C struck between the two lines above
+            shield.up = True
+            snapshot.restore()
+
+
+class _Shield:
+    """Puts Ctrl-C off while it is up, so that a restore is never cut short (main thread only)."""
+
+    def __init__(self) -> None:
+        self.up = False
+        self._pending: FrameType | bool | None = False
+        self._previous: Any = None
+
+    def __enter__(self) -> _Shield:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.getsignal(signal.SIGINT)
+            if callable(self._previous):
+                signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.up:
+            self._pending = frame
+        else:
+            self._previous(signum, frame)
+
+    def __exit__(self, *_: object) -> None:
+        if callable(self._previous):
+            signal.signal(signal.SIGINT, self._previous)
+            if self._pending is not False:
+                self._previous(signal.SIGINT, self._pending)
+
+
+class Snapshot:
+    """All that an evaluation may change in a model and in the random number generators.
+
+    Attributes:
+        center: The chosen parameters as they were, ``(P,)``; not to be written.
+    """
+
+    def __init__(self, space: ParameterSpace) -> None:
+        self.space = space
+        self.center = space.gather()
+        self._parameters = [
+            (p, self._original(space, i, p)) for i, p in enumerate(space.parameters)
+        ]
+        self._tables = [
+            (m, m.training, dict(m._parameters), dict(m._buffers), _hooks_of(m))
+            for m in space.model.modules()
+        ]
+        self._leaves = [(p, p.requires_grad, p.grad) for p in space.model.parameters()]
+        self._buffers = [(b, b.detach().clone()) for b in space.model.buffers()]
+        self._rng = _rng_state(space.device)
+        self._written: list[tuple[int, int]] | None = None
+        self._restored = False
+
+    def lend(self) -> None:
+        """Take the user's gradients off, so that nobody adds to them meanwhile."""
+        for p, _, grad in self._leaves:
+            if grad is not None:
+                p.grad = None
+
+    @staticmethod
+    def _original(space: ParameterSpace, i: int, p: Tensor) -> Tensor:
+        e = space.entries[i]
+        if p.dtype == space.dtype:  # the centre already is an exact copy
+            return torch.empty(0, dtype=p.dtype)
+        return p.detach().clone() if e.size else p.detach()
+
+    def also(self, tensors: list[Tensor]) -> None:
+        """Note further tensors that are about to be written (frozen parameters of a checkpoint)."""
+        self._buffers += [(t, t.detach().clone()) for t in tensors]
+
+    def move(self, center: Tensor, directions: Tensor, coordinates: list[float]) -> None:
+        """Write a point into the live parameters, and note that it was us.
+
+        Raises:
+            ModelChangedError: If someone else wrote to them since the last point.
+        """
+        self.check_unchanged()
+        self.space.move(center, directions, coordinates)
+        self._written = self._marks()
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on when somebody else wrote to the parameters.
+
+        Raises:
+            ModelChangedError: If the parameters were written to, or replaced, since the last point.
+        """
+        if self._written is None:
+            return
+        for e, mine, now in zip(self.space.entries, self._written, self._marks(), strict=True):
+            if mine != now:
+                raise ModelChangedError(
+                    "the model must not be changed while its landscape is computed, but "
+                    f"{e.name} was written to (a training step, load_state_dict, or the loss "
+                    "itself?). The model was put back as it was at the start."
+                )
+        for m, _, parameters, _, _ in self._tables:
+            for name, p in parameters.items():
+                if m._parameters.get(name) is not p:
+                    raise ModelChangedError(
+                        "the model must not be changed while its landscape is computed, but "
+                        f"{type(m).__name__}.{name} was replaced."
+                    )
+
+    def _marks(self) -> list[tuple[int, int]]:
+        return [(p._version, p.data_ptr()) for p in self.space.parameters]
+
+    def restore(self) -> None:
+        """Put everything back, by copy; does nothing the second time."""
+        if self._restored:
+            return
+        for m, training, parameters, buffers, hooks in self._tables:
+            m.training = training
+            _put_back(m._parameters, parameters)
+            _put_back(m._buffers, buffers)
+            for name, hook in hooks.items():
+                _put_back(getattr(m, name), hook)
+        with torch.no_grad():
+            for i, (p, original) in enumerate(self._parameters):
+                e = self.space.entries[i]
+                if p.dtype == self.space.dtype:
+                    original = self.center[e.offset : e.end].view(e.shape)
+                p.copy_(original)
+            for b, original in self._buffers:
+                if not torch.equal(b, original):  # an expanded buffer cannot be written
+                    b.copy_(original)
+        for p, requires_grad, grad in self._leaves:
+            p.requires_grad_(requires_grad)
+            p.grad = grad
+        _set_rng_state(self._rng)
+        self._restored = True
+
+
+def _hooks_of(module: nn.Module) -> dict[str, dict[Any, Any]]:
+    return {
+        name: dict(table)
+        for name in _HOOKS
+        if isinstance(table := module.__dict__.get(name), OrderedDict | dict)
+    }
+
+
+def _put_back(table: Any, original: dict[Any, Any]) -> None:
+    if list(table) != list(original) or any(table[k] is not v for k, v in original.items()):
+        table.clear()
+        table.update(original)
+
+
+def _rng_state(device: torch.device) -> list[tuple[Callable[[Any], object], Any]]:
+    states: list[tuple[Callable[[Any], object], Any]] = [
+        (torch.set_rng_state, torch.get_rng_state()),
+        (np.random.set_state, np.random.get_state()),  # noqa: NPY002  (the user's, to be put back)
+        (random.setstate, random.getstate()),
+    ]
+    if device.type == "cuda":
+        states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    elif device.type == "mps":
+        states.append((torch.mps.set_rng_state, torch.mps.get_rng_state()))
+    return states
+
+
+def _set_rng_state(states: list[tuple[Callable[[Any], object], Any]]) -> None:
+    for put, state in states:
+        put(state)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch, NumPy and Python (only inside `exclusive`, which puts them back)."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  (user code draws from the global generator)
+    random.seed(seed)

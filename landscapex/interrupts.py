@@ -1,0 +1,63 @@
+"""Ctrl-C and SIGTERM during long work: finish what is at hand, keep it, then stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any, Literal
+
+GRACE = 1.5  # seconds that the point at hand may still take; a batch system kills soon after
+
+
+class Abandon(BaseException):
+    """The point at hand takes too long after a request to stop; it is given up."""
+
+
+class Interrupts:
+    """Turns the first SIGINT or SIGTERM into a request that the work looks at (main thread only).
+
+    A second SIGINT raises KeyboardInterrupt at once.
+
+    Attributes:
+        signum: The signal that arrived, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._since = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(signum)
+                # a signal that the caller ignores (nohup, a notebook server) stays ignored
+                if callable(handler) or handler == signal.SIG_DFL:
+                    self._previous[signum] = handler
+                    signal.signal(signum, self._handle)
+        return self
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+        self._since = time.monotonic()
+
+    def __exit__(self, *_: object) -> Literal[False]:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        handler = self._previous.get(signal.SIGTERM)
+        if self.signum == signal.SIGTERM and callable(handler):
+            handler(signal.SIGTERM, None)  # the user's own clean-up
+        return False
+
+    def poll(self) -> None:
+        """Give the point at hand up if it outlasts the grace period.
+
+        Raises:
+            Abandon: If it does.
+        """
+        if self.signum is not None and time.monotonic() - self._since > GRACE:
+            raise Abandon

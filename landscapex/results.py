@@ -1,0 +1,500 @@
+"""Results: frozen views of one dataset, opened from files or from the journal of a run."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import html
+import importlib.metadata
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from landscapex import store
+from landscapex._arrays import read_only, same_bits
+from landscapex.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CorruptFileError,
+    LandscapexWarning,
+)
+from landscapex.grid import AXIS_NAMES
+from landscapex.header import KINDS, MASK, AxisInfo, RunHeader, check_columns
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """The lowest point of a grid.
+
+    Attributes:
+        value: The lowest finite loss; NaN if there is none.
+        coordinates: Where it is, one number per axis.
+    """
+
+    value: float
+    coordinates: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Surface:
+    """Losses and metrics on a line, a plane or a volume of parameters.
+
+    ``surface.loss[i, j]`` is the loss at ``center + alpha[i] d1 + beta[j] d2``. Arrays are
+    float64 and read-only; points that were not evaluated are NaN, and False in `evaluated`. A NaN
+    or infinity where `evaluated` is True is what the model gave.
+
+    Takes a dataset like the one that `to_xarray` returns, and copies it.
+
+    Attributes:
+        path: The file or journal it came from, if any.
+
+    Raises:
+        ArgumentError: If the dataset is not laid out like this.
+        ArgumentTypeError: If it is not a dataset.
+
+    Example:
+        >>> alpha = AxisInfo("alpha", (-1.0, 0.0, 1.0), "random direction 1", "1 = ‖w‖")
+        >>> header = RunHeader("line", (alpha,), ("loss",), {"parameters": "3fa2"})
+        >>> surface = Surface.from_run(header, np.ones(3, bool), np.array([[2.0], [0.5], [3.0]]))
+        >>> surface.loss
+        array([2. , 0.5, 3. ])
+        >>> surface.minimum
+        Minimum(value=0.5, coordinates=(0.0,))
+    """
+
+    _dataset: xr.Dataset
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Copy the dataset, so that nobody else can change it, and check it."""
+        if not isinstance(self._dataset, xr.Dataset):
+            raise ArgumentTypeError(
+                f"`dataset` must be an xarray.Dataset, got {type(self._dataset).__name__}."
+            )
+        copy = self._dataset.copy(deep=True)
+        _check_layout(copy)
+        object.__setattr__(self, "dataset", copy)
+
+    @classmethod
+    def from_run(
+        cls,
+        header: RunHeader,
+        done: np.ndarray,
+        values: np.ndarray,
+        *,
+        path: str | os.PathLike[str] | None = None,
+    ) -> Surface:
+        """Make a result of what a run has computed so far.
+
+        Args:
+            header: What the run computes.
+            done: ``(G,)`` bool: which points were evaluated.
+            values: ``(G, M)``: their values; what is in other points does not matter.
+            path: Where they are stored, if anywhere.
+
+        Returns:
+            The result.
+
+        Raises:
+            ArgumentError: If the shapes do not fit the header.
+        """
+        mask = np.asarray(done, dtype=bool)
+        array = np.asarray(values, dtype=np.float64)
+        size, columns = header.num_points, len(header.columns)
+        for name, got, expected in (
+            ("done", mask.shape, (size,)),
+            ("values", array.shape, (size, columns)),
+        ):
+            if got != expected:
+                raise ArgumentError(f"`{name}` must have shape {expected}, got {got}.")
+        dims, shape = AXIS_NAMES[: len(header.axes)], header.shape
+        array = np.where(mask[:, None], array, np.nan)
+        variables: dict[str, Any] = {
+            name: (dims, array[:, k].reshape(shape)) for k, name in enumerate(header.columns)
+        }
+        variables[MASK] = (dims, mask.reshape(shape))
+        coordinates = {
+            axis.name: (axis.name, np.array(axis.values), {"label": axis.label, "unit": axis.unit})
+            for axis in header.axes
+        }
+        provenance = {**header.provenance, "fingerprint": header.fingerprint}
+        provenance.setdefault("recorded", header.recorded)
+        provenance.setdefault("landscapex", package_version())
+        attributes = {
+            "kind": header.kind,
+            "landscapex": str(provenance["landscapex"]),
+            "provenance": json.dumps(provenance),
+        }
+        dataset = xr.Dataset(variables, coordinates, attributes)
+        return cls(dataset, None if path is None else Path(path))
+
+    def to_xarray(self) -> xr.Dataset:
+        """A copy as a dataset.
+
+        Returns:
+            Dimensions "alpha", "beta", "gamma" as far as there are; one float64 variable per
+            column and the boolean mask ``evaluated``; coordinates with the attributes ``label``
+            and ``unit``; the attributes ``kind``, ``landscapex`` (the version that wrote it) and
+            ``provenance`` (JSON).
+        """
+        return self._dataset.copy(deep=True)
+
+    @property
+    def kind(self) -> str:
+        """One of "line", "surface" and "volume"."""
+        return str(self._dataset.attrs["kind"])
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes, 1 to 3."""
+        return len(self.shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Points per axis."""
+        return tuple(self._dataset.sizes[name] for name in self._dims)
+
+    @property
+    def axes(self) -> tuple[AxisInfo, ...]:
+        """What each axis is, with its coordinates as a tuple."""
+        return tuple(
+            AxisInfo(
+                name,
+                tuple(self._dataset[name].values.tolist()),
+                str(self._dataset[name].attrs.get("label", "")),
+                str(self._dataset[name].attrs.get("unit", "")),
+            )
+            for name in self._dims
+        )
+
+    @property
+    def coordinates(self) -> tuple[np.ndarray, ...]:
+        """The coordinates along each axis, in units of the stored direction."""
+        return tuple(read_only(self._dataset[name].values) for name in self._dims)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What was computed at every point: "loss", then metrics and losses of other data."""
+        return _columns(self._dataset)
+
+    @property
+    def loss(self) -> np.ndarray:
+        """The loss, with one dimension per axis."""
+        return self["loss"]
+
+    @property
+    def evaluated(self) -> np.ndarray:
+        """Which points were evaluated, bool, with one dimension per axis."""
+        return read_only(self._dataset[MASK].values)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all points were evaluated."""
+        return bool(self.evaluated.all())
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """How the numbers were made: model, data, settings, versions, fingerprint."""
+        return dict(json.loads(self._dataset.attrs["provenance"]))
+
+    @property
+    def center_loss(self) -> float:
+        """The loss at the centre, a grid point or not; NaN if it is not known."""
+        recorded = (self.provenance.get("center") or {}).get("loss")
+        if recorded is not None:
+            return float(recorded)
+        nodes = [np.flatnonzero(values == 0) for values in self.coordinates]
+        return float(self.loss[tuple(n[0] for n in nodes)]) if all(map(len, nodes)) else np.nan
+
+    @property
+    def minimum(self) -> Minimum:
+        """The lowest finite loss; of equal ones the first in C order."""
+        finite = np.where(np.isfinite(self.loss), self.loss, np.inf)
+        index = np.unravel_index(int(finite.argmin()), self.shape)
+        if np.isposinf(finite[index]):
+            return Minimum(np.nan, (np.nan,) * self.ndim)
+        where = tuple(float(v[i]) for v, i in zip(self.coordinates, index, strict=True))
+        return Minimum(float(finite[index]), where)
+
+    @property
+    def nonfinite(self) -> int:
+        """How many of the evaluated losses are NaN or infinite."""
+        return int((self.evaluated & ~np.isfinite(self.loss)).sum())
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        """The values of a column, read-only float64, with one dimension per axis.
+
+        Args:
+            column: One of `columns`.
+
+        Returns:
+            The values, NaN where not evaluated.
+
+        Raises:
+            ArgumentError: If there is no such column.
+        """
+        if column not in self.columns:
+            raise ArgumentError(f"`column` must be one of {self.columns}, got {column!r}.")
+        return read_only(self._dataset[column].values)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the columns, as for a mapping."""
+        return iter(self.columns)
+
+    def __contains__(self, column: object) -> bool:
+        """Whether there is such a column."""
+        return column in self.columns
+
+    def equals(self, other: Surface) -> bool:
+        """Whether grid, columns and all numbers are the same bit by bit.
+
+        Args:
+            other: Another result.
+
+        Returns:
+            True if so. Every NaN equals every NaN; 0.0 and -0.0 differ; provenance is not compared.
+        """
+        return (
+            self.kind == other.kind
+            and self.columns == other.columns
+            and all(map(same_bits, self.coordinates, other.coordinates))
+            and np.array_equal(self.evaluated, other.evaluated)
+            and all(same_bits(self[name], other[name]) for name in self.columns)
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the result to a NetCDF-4 file; it is there whole, or not at all.
+
+        Args:
+            path: Where to; an existing file is replaced.
+
+        Returns:
+            The absolute path.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        return store.write_dataset(self._dataset, path)
+
+    def plot(self, column: str = "loss", **options: Any) -> Figure:
+        """Draw the result: a line, filled contours, or slices of a volume.
+
+        Args:
+            column: What to draw.
+            **options: Those of `landscapex.plot.line`, `contour` and `slices`.
+
+        Returns:
+            A figure, which notebooks display.
+        """
+        from landscapex import plot
+
+        draw = (plot.line, plot.contour, plot.slices)[self.ndim - 1]
+        return draw(self, column=column, **options)
+
+    def plot3d(self, column: str = "loss", **options: Any) -> Figure:
+        """Draw a two-dimensional result as a relief.
+
+        Args:
+            column: What to draw.
+            **options: Those of `landscapex.plot.surface3d`.
+
+        Returns:
+            A figure, which notebooks display.
+        """
+        from landscapex import plot
+
+        return plot.surface3d(self, column=column, **options)
+
+    def __repr__(self) -> str:
+        """What it is, in a few lines."""
+        size = " x ".join(map(str, self.shape))
+        count, total = int(self.evaluated.sum()), self.loss.size
+        state = "complete" if self.complete else f"{count} of {total} evaluated"
+        lines = [f"{self.kind.capitalize()} of {size} points, {state}"]
+        lines += [f"  {name:<10} {_range(self[name])}" for name in self.columns]
+        for axis in self.axes:
+            about = ", ".join(text for text in (axis.label, axis.unit) if text)
+            lines.append(f"  {axis.name:<10} {axis.values[0]:g} to {axis.values[-1]:g}  {about}")
+        if self.minimum.coordinates[0] == self.minimum.coordinates[0]:
+            where = ", ".join(f"{c:g}" for c in self.minimum.coordinates)
+            lines.append(f"  {'minimum':<10} {self.minimum.value:.6g} at ({where})")
+        if self.nonfinite:
+            lines.append(f"  {'not finite':<10} {self.nonfinite} of {count} losses")
+        return "\n".join(line.rstrip() for line in lines)
+
+    def _repr_html_(self) -> str:
+        """A small picture and the provenance, for notebooks."""
+        from landscapex import plot
+
+        picture = base64.b64encode(plot.thumbnail(self)).decode()
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(_brief(value))}</td></tr>"
+            for name, value in self.provenance.items()
+        )
+        return (
+            f"<img alt='thumbnail' src='data:image/png;base64,{picture}'/>"
+            f"<pre>{html.escape(repr(self))}</pre>"
+            f"<details><summary>Provenance</summary><table>{rows}</table></details>"
+        )
+
+    @property
+    def _dims(self) -> tuple[str, ...]:
+        return AXIS_NAMES[: len(self._dataset.sizes)]
+
+
+def open(path: str | os.PathLike[str]) -> Surface:
+    """Open a result, or what there is of it while its run goes on.
+
+    Args:
+        path: A finished ``.nc``; or the name of one that is still being computed, or was
+            interrupted; or a journal.
+
+    Returns:
+        The result. Points that have not been evaluated yet are holes: NaN, and False in
+        ``evaluated``.
+
+    Raises:
+        CorruptFileError: If nothing is there, the file is damaged, or it is not a result.
+        ResumeMismatchError: If journals of different runs lie side by side.
+    """
+    given = store.check_path(path)
+    result = store.result_path(given)
+    journal_first = given != result
+    for _ in range(3):  # a run may finish between the look for its result and for its journal
+        if not journal_first and os.path.exists(result):
+            return _from_file(result, Path(path) if given == result else result)
+        try:
+            return Surface.from_run(*store.read_journals(result), path=path)
+        except CorruptFileError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            journal_first = False
+    store.fail_missing(given)
+
+
+def merge(path: str | os.PathLike[str]) -> Surface:
+    """Join the journals of the shards of a run.
+
+    Args:
+        path: The result that the shards were computed for (their ``out``).
+
+    Returns:
+        The result. If all points are there, it has been written to ``path`` and the journals are
+        deleted; else it has holes, a warning says how many, and the journals stay.
+
+    Raises:
+        CorruptFileError: If there is neither a journal nor a result, or one is damaged.
+        ResumeMismatchError: If the journals belong to different runs.
+        OutputError: If the result cannot be written.
+    """
+    result = store.result_path(store.check_path(path))
+    if not store.find_journals(result):
+        return open(result)
+    header, done, values = store.read_journals(result)
+    surface = Surface.from_run(header, done, values, path=path)
+    if not surface.complete and not _is_finished(result, header):
+        missing = int((~surface.evaluated).sum())
+        warnings.warn(
+            f"{missing} of {surface.loss.size} points of {result} are missing: not all shards "
+            "have finished. Their journals stay; merge again later.",
+            LandscapexWarning,
+            stacklevel=2,
+        )
+        return surface
+    if surface.complete:
+        surface.save(result)
+    store.remove_journals(result, header)
+    return open(result)
+
+
+def package_version() -> str:
+    """The version of landscapex, as installed.
+
+    Returns:
+        For example "0.1.0"; "0+uninstalled" when run from a source tree.
+    """
+    try:
+        return importlib.metadata.version("landscapex")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+uninstalled"
+
+
+def _from_file(file: Path, path: Path) -> Surface:
+    dataset = store.read_dataset(file)
+    try:
+        return Surface(dataset, path)
+    except ArgumentError as error:
+        raise CorruptFileError(f"{file} is not a surface: {error}") from error
+
+
+def _is_finished(result: Path, header: RunHeader) -> bool:
+    """Whether this run has been merged before, by a process that died deleting the journals."""
+    if not os.path.exists(result):
+        return False
+    there = open(result)
+    return there.complete and there.provenance.get("fingerprint") == header.fingerprint
+
+
+def _check_layout(dataset: xr.Dataset) -> None:
+    """Refuse a dataset that is not laid out as `Surface.to_xarray` says."""
+    dims = AXIS_NAMES[: len(dataset.sizes)]
+    if set(dataset.sizes) != set(dims) or not dims:
+        raise ArgumentError(
+            f"`dataset` must have the first of {AXIS_NAMES} as dimensions, got "
+            f"{tuple(dataset.sizes)}."
+        )
+    for name in dims:
+        values = dataset[name].values
+        if (
+            name not in dataset.coords
+            or values.dtype != np.float64
+            or not np.isfinite(values).all()
+        ):
+            raise ArgumentError(f"`dataset` must have finite float64 coordinates {name!r}.")
+    if dataset.attrs.get("kind") != KINDS[len(dims) - 1]:
+        raise ArgumentError(
+            f"`dataset` must have the attribute kind={KINDS[len(dims) - 1]!r}, got "
+            f"{dataset.attrs.get('kind')!r}."
+        )
+    if MASK not in dataset or dataset[MASK].dtype != bool:
+        raise ArgumentError(f"`dataset` must have a boolean variable {MASK!r}.")
+    check_columns(_columns(dataset))
+    for column, variable in dataset.data_vars.items():
+        if variable.dims != dims or variable.dtype not in (np.float64, bool):
+            raise ArgumentError(
+                f"`dataset` must hold float64 over {dims}, got {variable.dtype} over "
+                f"{variable.dims} in {column!r}."
+            )
+        if column != MASK and not np.isnan(variable.values[~dataset[MASK].values]).all():
+            raise ArgumentError(f"`dataset` must be NaN where not evaluated, see {column!r}.")
+    try:
+        readable = isinstance(json.loads(dataset.attrs["provenance"]), dict)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        readable = False
+    if not readable:
+        raise ArgumentError("`dataset` must have an attribute provenance, a JSON object.")
+
+
+def _columns(dataset: xr.Dataset) -> tuple[str, ...]:
+    return tuple(str(name) for name in dataset.data_vars if name != MASK)
+
+
+def _range(values: np.ndarray) -> str:
+    finite = values[np.isfinite(values)]
+    return f"{finite.min():.6g} to {finite.max():.6g}" if finite.size else "no finite value"
+
+
+def _brief(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 300 else f"{text[:300]} ..."

@@ -1,0 +1,144 @@
+"""Means over batches: what one batch gives, and the exact sum over all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscapex.errors import EmptyDataError, LossError
+from landscapex.reductions import Count
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one batch adds to the totals.
+
+    Attributes:
+        loss: 0-d mean over the batch, differentiable.
+        weight: What the mean was divided by; 0 if nothing in the batch counts.
+        metrics: Name to (sum, count).
+    """
+
+    loss: Tensor
+    weight: Count
+    metrics: Mapping[str, tuple[Tensor, Count]] = field(default_factory=dict)
+
+    def weighted(self) -> Tensor:
+        """Return ``weight * loss`` in the dtype of the loss; 0 where the weight is 0."""
+        if isinstance(self.weight, Tensor):
+            product = self.loss * self.weight.to(self.loss.dtype)
+            return torch.where(self.weight == 0, torch.zeros_like(product), product)
+        if self.weight == 0:  # the loss is 0 / 0
+            return torch.where(torch.zeros_like(self.loss, dtype=torch.bool), self.loss, 0.0)
+        return self.loss * self.weight
+
+
+class Totals:
+    """Sums over batches, kept on the device until they are asked for.
+
+    Example:
+        >>> totals = Totals()
+        >>> totals.add(Terms(torch.tensor(1.0), 3))
+        >>> totals.add(Terms(torch.tensor(5.0), 1))
+        >>> totals.values()
+        [2.0]
+    """
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] | None = None
+        self._numerators: list[Any] = []  # [batches * M]: the mean loss, then sums of metrics
+        self._weights: list[Any] = []  # [batches * M]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the values: ``"loss"`` first, then metrics."""
+        return ("loss", *(self._names or ()))
+
+    def add(self, terms: Terms) -> None:
+        """Note what one batch gave, without waiting for the device.
+
+        Args:
+            terms: Of one batch.
+
+        Raises:
+            LossError: If the metrics are not those of the batches before.
+        """
+        names = tuple(terms.metrics)
+        if self._names is None:
+            self._names = names
+        elif names != self._names:
+            raise LossError(
+                f"The loss must return the same metrics for every batch, got {list(names)} after "
+                f"{list(self._names)}."
+            )
+        # Keeping 0-d tensors costs no kernel launch; `values` stacks them.
+        self._numerators.append(terms.loss.detach())
+        self._weights.append(terms.weight)
+        for total, count in terms.metrics.values():
+            self._numerators.append(total)
+            self._weights.append(count)
+
+    def values(self) -> list[float]:
+        """Return the means, one per column; the one place that waits for the device.
+
+        Returns:
+            Exactly rounded float64 sums of weighted means, divided by the sums of the weights; a
+            batch of weight 0 has no part in them. A metric of which nothing was counted is NaN.
+
+        Raises:
+            EmptyDataError: If nothing was added, or if no batch has a weight.
+            LossError: If weights are negative or NaN.
+        """
+        if not self._numerators:
+            raise EmptyDataError("There must be at least one batch to average the loss over.")
+        width = len(self.columns)
+        numerators, weights = (
+            array.reshape(-1, width) for array in _to_host(self._numerators, self._weights)
+        )
+        if not (weights >= 0).all():
+            raise LossError(
+                "The weight of a batch must be at least 0, got "
+                f"{float(weights[~(weights >= 0)][0])}."
+            )
+        products = numerators.copy()
+        products[:, 0] *= weights[:, 0]
+        products[weights == 0] = 0.0
+        sums = [(_exact_sum(products[:, m]), _exact_sum(weights[:, m])) for m in range(width)]
+        if sums[0][1] == 0:
+            raise EmptyDataError(
+                "At least one sample or label must count, got a total weight of 0: every batch is "
+                "empty or every label is ignored."
+            )
+        return [total / weight if weight else math.nan for total, weight in sums]
+
+
+def _to_host(*columns: list[Any]) -> list[np.ndarray[Any, Any]]:
+    """Bring numbers and 0-d tensors to the host in one transfer per dtype."""
+    host = [np.empty(len(column)) for column in columns]
+    groups: dict[Any, list[tuple[int, int, Tensor]]] = {}
+    for c, column in enumerate(columns):
+        for i, value in enumerate(column):
+            if isinstance(value, Tensor):
+                groups.setdefault((value.dtype, value.device), []).append((c, i, value))
+            else:
+                host[c][i] = value
+    for group in groups.values():
+        stacked = torch.stack([value.detach() for _, _, value in group]).cpu().double().tolist()
+        for (c, i, _), number in zip(group, stacked, strict=True):
+            host[c][i] = number
+    return host
+
+
+def _exact_sum(values: np.ndarray[Any, Any]) -> float:
+    """Sum rounded once, so that the order of batches does not matter."""
+    try:
+        return math.fsum(values.tolist())
+    except (OverflowError, ValueError):  # beyond the range of float64; inf - inf
+        with np.errstate(all="ignore"):
+            return float(values.sum())

@@ -1,0 +1,143 @@
+"""Options and fixtures that every test file may use."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+# `make data` unpacks here what a package manager did not install.
+FASHION_MNIST = [
+    Path("/usr/share/datasets/fashion-mnist"),
+    ROOT / ".venv/datasets/usr/share/datasets/fashion-mnist",
+]
+# Reason -> what to do about it; printed once however many tests were skipped.
+NEEDS = {
+    "needs the folder of real data": "give one with --data DIR",
+    "needs Fashion-MNIST": "run `make data`",
+}
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--data",
+        type=Path,
+        default=ROOT.parent / "shared" / "data",
+        metavar="DIR",
+        help="folder of real data (CIFAR-10 as JPEG, ...); tests that need it skip without it",
+    )
+
+
+def pytest_configure() -> None:
+    # Sums in torch depend on the number of threads; and test processes share the cores.
+    torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+        counts.update(need for need in NEEDS if need in reason)
+    for need, count in counts.items():
+        terminalreporter.write_line(f"{count} skipped: {need} ({NEEDS[need]})")
+
+
+@pytest.fixture(autouse=True)
+def _generators_start_alike() -> None:
+    """No test depends on the random numbers that an earlier one drew."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  (the global generator is the point)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def generators_untouched() -> Iterator[None]:
+    """Fail if the test moves a global generator of Python, NumPy or torch."""
+    before = _generator_states()
+    yield
+    after = _generator_states()
+    moved = [name for name in before if before[name] != after[name]]
+    assert not moved, f"global generators moved: {moved}"
+
+
+def _generator_states() -> dict[str, object]:
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return {
+        "random": random.getstate(),
+        "numpy": (kind, keys.tobytes(), *rest),
+        "torch": torch.get_rng_state().numpy().tobytes(),
+    }
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[needs_cuda, pytest.mark.cuda])])
+def device(request: pytest.FixtureRequest) -> str:
+    """Every test that asks for a device runs on each of them."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def data_dir(pytestconfig: pytest.Config) -> Path:
+    """The folder of real data."""
+    folder: Path = pytestconfig.getoption("--data")
+    if not folder.is_dir():
+        pytest.skip("needs the folder of real data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cifar10_test(data_dir: Path) -> tuple[Tensor, Tensor]:
+    """The first 100 test images of each CIFAR-10 class, in the order of the file.
+
+    Inputs (1000, 3, 32, 32) float32, normalised as the ResNet-20 of `models` was trained; labels.
+    """
+    from io import BytesIO
+
+    from PIL import Image
+
+    path = data_dir / "cifar10_jpeg_test.npz"
+    if not path.is_file():
+        pytest.skip("needs the folder of real data")
+    with np.load(path) as file:
+        jpeg, offset, label = file["jpeg"], file["offset"], file["label"].astype(np.int64)
+    chosen = np.sort(np.concatenate([np.flatnonzero(label == c)[:100] for c in range(10)]))
+    images = [
+        np.asarray(Image.open(BytesIO(jpeg[offset[i] : offset[i + 1]].tobytes()))) for i in chosen
+    ]
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    return (x - mean) / std, torch.from_numpy(label[chosen])
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist() -> Callable[[str, int], tuple[Tensor, Tensor]]:
+    """`fashion_mnist("t10k", n)`: the first n images (n, 1, 28, 28) float32 in [0, 1], labels."""
+    folder = next((path for path in FASHION_MNIST if path.is_dir()), None)
+    if folder is None:
+        pytest.skip("needs Fashion-MNIST")
+
+    def load(part: str, count: int) -> tuple[Tensor, Tensor]:
+        images = _read_idx(folder / f"{part}-images-idx3-ubyte.gz")[:count]
+        labels = _read_idx(folder / f"{part}-labels-idx1-ubyte.gz")[:count]
+        return torch.from_numpy(images)[:, None].float() / 255, torch.from_numpy(labels).long()
+
+    return load
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An array of bytes in IDX format: a magic number whose last byte is ndim, sizes, entries."""
+    with gzip.open(path) as file:
+        content = file.read()
+    ndim = content[3]
+    shape = np.frombuffer(content, ">i4", ndim, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy()

@@ -1,0 +1,84 @@
+"""Every block of code that a person may copy runs, and every link leads somewhere."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import landscapex
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "docs/guide.md", "CONTRIBUTING.md"]
+MODULES = sorted(m.name for m in pkgutil.walk_packages(landscapex.__path__, "landscapex."))
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """(language, code) of every fenced block."""
+    text = (ROOT / page).read_text()
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert len(found) * 2 == len(re.findall(r"^```", text, re.MULTILINE)), "an unclosed block"
+    return found
+
+
+def run_python(code: str, namespace: dict, page: str) -> None:
+    """Execute a block, or write it to the file that its first line names."""
+    name = re.match(r"# (\w+\.py)\n", code)
+    if name:
+        Path(name[1]).write_text(code)
+    else:
+        exec(compile(code, page, "exec"), namespace)
+
+
+def run_command(line: str) -> None:
+    """Run a command that is ours; ask the tool whether it knows the others."""
+    command = shlex.split(line)
+    if command[0] == "landscapex":
+        subprocess.run([sys.executable, "-m", *command], check=True, timeout=60)
+    elif command[0] == "make":
+        subprocess.run(["make", "-n", *command[1:]], cwd=ROOT, check=True, capture_output=True)
+    else:
+        assert command[:2] == ["pip", "install"], f"nobody knows how to check {line!r}"
+        assert command[-1] == "."  # installing is tested elsewhere; here, that the options exist
+        pip = [sys.executable, "-m", *command, "--help"]
+        subprocess.run(pip, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    found = blocks(page)
+    assert found
+    for language, code in found:
+        if language == "python":
+            run_python(code, namespace, page)
+        else:
+            assert language == "console", f"{page}: a block in {language!r}"
+            for line in code.splitlines():
+                assert line.startswith("$ ")
+                run_command(line[2:])
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
+def test_every_link_to_a_file_leads_somewhere(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("https://"):
+            assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_docstrings_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if name.endswith("__main__"):
+        return
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
