@@ -4,11 +4,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
+INSTALL := $(PIP) --no-build-isolation --config-settings=cmake.define.LANDSCAPEX_EMULATED_CUDA=ON
 # The checkout's own folder stays off the path, here and in child processes: what is tested is the
 # installed package with its compiled libraries.
 PYTEST := PYTHONSAFEPATH=1 $(BIN)/python -m pytest
 TORCH := torch==2.13.0
-BUILD := scikit-build-core pybind11 cmake ninja
+BUILD := scikit-build-core cmake ninja
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
     $(shell find landscapex csrc tests/emulation -type f ! -name '*.pyc')
 NATIVE := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
@@ -22,7 +23,7 @@ demo: .venv/installed
 test: .venv/installed .venv/data
 	$(PYTEST) -n 2 -m "not slow" tests
 
-check: .venv/checkers .venv/data
+check: .venv/installed .venv/checkers .venv/data
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy landscapex
@@ -51,11 +52,11 @@ clean:
 	touch $@
 
 .venv/installed: .venv/torch $(SOURCES)
-	LANDSCAPEX_EMULATED_CUDA=ON $(PIP) --no-build-isolation '.[test]'
+	$(INSTALL) '.[test]' pytest-xdist scikit-learn
 	touch $@
 
-.venv/checkers: .venv/installed
-	LANDSCAPEX_EMULATED_CUDA=ON $(PIP) --no-build-isolation '.[test,dev]'
+.venv/checkers: .ci/constraints.txt | .venv/torch
+	$(PIP) ruff mypy clang-format
 	touch $@
 
 # Fashion-MNIST, by Debian package and without touching the system. Tests that need it skip without.

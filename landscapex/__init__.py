@@ -42,7 +42,7 @@ _TABLE = {
     "volume": "evaluate:volume",
 }
 
-__all__ = [  # noqa: F822  (made by __getattr__)
+__all__ = [
     "Directions",
     "Objective",
     "Surface",

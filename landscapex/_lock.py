@@ -37,31 +37,31 @@ class FileLock:
         self.path = path
         self._purpose = purpose
         self._owner = os.getpid()
-        self._identity = self._acquire()
+        self._mine = json.dumps(_describe_me()).encode()
+        self._acquire()
+        self._held = True
 
     def release(self) -> None:
         """Remove the lock file, if it is still ours; a forked child leaves it alone."""
-        if self._identity is None or os.getpid() != self._owner:
+        if not self._held or os.getpid() != self._owner:
             return
         with contextlib.suppress(OSError):
-            if _identity(os.stat(self.path)) == self._identity:
+            if self.path.read_bytes() == self._mine:  # inode numbers are used again at once
                 os.unlink(self.path)
-        self._identity = None
+        self._held = False
 
-    def _acquire(self) -> tuple[int, int] | None:
+    def _acquire(self) -> None:
         for _ in range(100):
             with contextlib.suppress(FileExistsError):
-                if identity := self._create():
-                    return identity
+                if self._create():
+                    return
             remove_stale_lock(self.path)
             if (holder := _read_holder(self.path)) is not None:
                 self._refuse(holder)
         self._refuse({})
 
-    def _create(self) -> tuple[int, int] | None:
-        """Make the lock file; None if somebody took it for an abandoned one meanwhile."""
-        me = {"pid": self._owner, "host": socket.gethostname(), "since": time.ctime()}
-        me["start"] = process_start(self._owner)
+    def _create(self) -> bool:
+        """Make the lock file; False if somebody took it for an abandoned one meanwhile."""
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
@@ -70,7 +70,7 @@ class FileLock:
             fail(f"{self._purpose} cannot be written: {error.strerror} ({self.path}).", error.errno)
         try:
             _exclude_others(descriptor)
-            write_all(descriptor, json.dumps(me).encode())
+            write_all(descriptor, self._mine)
             return _same_file(self.path, descriptor)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -107,7 +107,7 @@ def remove_stale_lock(path: Path) -> None:
             # Of several processes that find the same stale lock only one may remove it: the second
             # would remove the lock that the first has made in its place.
             _exclude_others(descriptor)
-            if _same_file(path, descriptor) is None:
+            if not _same_file(path, descriptor):
                 return
             holder = _parse_holder(os.pread(descriptor, 4096, 0))
             if holder is not None and not _is_stale(holder):
@@ -121,6 +121,17 @@ def remove_stale_lock(path: Path) -> None:
         finally:
             os.close(descriptor)
         time.sleep(0.05)
+
+
+def _describe_me() -> dict[str, object]:
+    pid = os.getpid()
+    return {
+        "pid": pid,
+        "host": socket.gethostname(),
+        "start": process_start(pid),
+        "since": time.ctime(),
+        "ticks": time.monotonic_ns(),  # tells two locks of one process apart
+    }
 
 
 def _is_stale(holder: dict[str, Any]) -> bool:
@@ -150,17 +161,12 @@ def _parse_holder(text: bytes) -> dict[str, Any] | None:
     return None
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _same_file(path: Path, descriptor: int) -> tuple[int, int] | None:
-    """Device and inode if ``path`` still is the open file, else None."""
+def _same_file(path: Path, descriptor: int) -> bool:
+    """Whether ``path`` still is the open file."""
     try:
-        named = _identity(os.stat(path))
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
-        return None
-    return named if named == _identity(os.fstat(descriptor)) else None
+        return False
 
 
 def _exclude_others(descriptor: int) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,29 @@ class FrozenBatches:
                 )
             on_device = self.cache == "device"
             yield batch if on_device else to_device(batch, self.device, non_blocking=True)
+
+    def to(self, device: torch.device) -> FrozenBatches:
+        """Return the same batches for another device.
+
+        Args:
+            device: Where batches are wanted now.
+
+        Returns:
+            Batches of the same fingerprint; copies that lie in main memory are shared.
+        """
+        device = torch.device(device)
+        if device == self.device:
+            return self
+        kept = self._kept
+        if self.cache == "device":
+            kept = tuple(to_device(batch, device) for batch in kept)
+        return replace(
+            self,
+            device=device,
+            notes=(*self.notes, f"the batches were moved from {self.device} to {device}"),
+            _kept=kept,
+            _versions=tuple(_versions(batch) for batch in kept),
+        )
 
     def _read_again(self) -> Iterator[Batch]:
         count = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -310,10 +311,11 @@ def _run(num_axes: int, objective: Objective, engine: str, options: _Options) ->
         directions = _directions(num_axes, session, options)
         spans = [a.default_span for a in directions.axes]
         grid = make_grid(num_axes, options.span, options.points, default_spans=spans)
+        fingerprint = session.fingerprint()  # before an evaluation touches running statistics
         center = session.checked_center(interrupts.poll)
         _confirm_size(grid, len(center), time.monotonic() - began, options.confirm)
         _warn_of_lost_steps(session, directions, grid)
-        header = describe_run(session, directions, grid, center)
+        header = describe_run(session, directions, grid, center, fingerprint)
         finished = _finished(options, header)
         if finished is not None:
             return finished
@@ -360,35 +362,32 @@ class _Run:
         i, n = self.options.shard or (0, 1)
         chunks = [c for k, c in enumerate(self.grid.chunks(CHUNK)) if k % n == i]
         total = sum(stop - start for start, stop in chunks)
-        already = int(sum(self._done[start:stop].sum() for start, stop in chunks))
+        finished = int(sum(self._done[start:stop].sum() for start, stop in chunks))
         began = time.monotonic()
         bar = tqdm(
             total=total,
-            initial=already,
+            initial=finished,
             unit="point",
             desc=self.header.kind,
             disable=not self.options.progress,
             delay=0.5,
             dynamic_ncols=True,
+            mininterval=0.1 if _watched() else 10.0,  # lines of a log file stay
         )
         with bar:
             for start, stop in _missing(chunks, self._done):
                 values = self._evaluate(start, stop)
-                end = start + len(values)
                 if len(values):
                     self._keep(start, values)
+                    finished += len(values)
                     bar.update(len(values))
-                if self.options.callback is not None and len(values):
-                    self.options.callback(
-                        Progress(
-                            done=bar.n if self.options.progress else already + end - start,
-                            total=total,
-                            seconds=time.monotonic() - began,
-                            columns=self.header.columns,
-                            coordinates=self.grid.points(start, end),
-                            values=values,
+                    if self.options.callback is not None:
+                        seconds = time.monotonic() - began
+                        points = self.grid.points(start, start + len(values))
+                        columns = self.header.columns
+                        self.options.callback(
+                            Progress(finished, total, seconds, columns, points, values)
                         )
-                    )
                 if self.interrupts.signum is not None:
                     return
 
@@ -421,6 +420,11 @@ class _Run:
             notes += self.journal.notes
         provenance = {**header.provenance, "seconds": round(seconds, 3), "notes": notes}
         return Surface.from_run(replace(header, provenance=provenance), self._done, self._values)
+
+
+def _watched() -> bool:
+    """Whether somebody sees the bar move: a terminal or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def _missing(chunks: Sequence[tuple[int, int]], done: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -173,8 +173,9 @@ class _TorchMeasure(Measure):
             )
             raise
         if self._loss.counts_values:
+            weight = self.options.get("weight")
             count = self._counts.get(
-                targets[0], lambda: self._loss.count(outputs, targets, self.options)
+                targets[0], lambda: self._loss.count(outputs, targets, self.options), weight
             )
         else:
             count = self._loss.count(outputs, targets, self.options)

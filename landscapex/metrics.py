@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from landscapex._batch import Batch, describe
@@ -148,68 +149,76 @@ def _built_in(name: str, decision: str | None, ignore_index: int, shifted: bool)
             f"Metric {name!r} must go with a loss that compares class scores with classes; "
             "pass {name: f(output, batch)} to define it for this one."
         )
-    counts = IdentityCache()
+    kept = IdentityCache()
 
     def compute(output: Any, target: Any, batch: Batch) -> tuple[Tensor, Count]:
-        scores = output_tensors(output)[0]
+        scores = output_tensors(output)[0].detach()
         if not isinstance(target, Tensor):
             raise LossError(f"Metric {name!r} needs a tensor of targets, got {describe(target)}.")
-        if shifted and target.ndim > 1:
-            scores, classes = scores[:, :-1], target[:, 1:]
-        else:
-            classes = target
-        valid = classes != ignore_index
-        correct = _correct(name, scores.detach(), classes, decision)
-        if correct.shape != valid.shape:  # class probabilities: one decision per row of them
-            total, count = correct, correct.numel()
-        else:
-            total = correct & valid
-            count = counts.get(target, lambda: sum_exactly(valid))
-        right = sum_exactly(total)
+        shift = shifted and target.ndim > 1
+        scores = scores[:, :-1] if shift else scores
+        labels, valid, count = kept.get(target, lambda: _labels(target, ignore_index, shift))
+        correct = _correct(name, scores, labels, valid, decision)
+        right = sum_exactly(correct)
+        count = correct.numel() if count is None else count
         return (count - right if name == "error" else right), count
 
     return Metric(name, compute, name, built_in=True)
 
 
-def _correct(name: str, scores: Tensor, target: Tensor, decision: str | None) -> Tensor:
-    """Tell where the decision equals the target; a NaN is never right."""
-    axis = _class_axis(scores, target)
-    same = scores.shape == target.shape
+def _labels(
+    target: Tensor, ignore_index: int, shift: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return labels (ignored ones are no class, -1), which of them count, and how many."""
+    labels = target[:, 1:] if shift else target
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        return labels, None, None
+    valid = labels != ignore_index
+    return labels.long().masked_fill(~valid, -1), valid, sum_exactly(valid)
+
+
+def _correct(
+    name: str, scores: Tensor, labels: Tensor, valid: Tensor | None, decision: str | None
+) -> Tensor:
+    """Tell where the decision equals the label; a NaN is never right."""
+    axis = _class_axis(scores, labels)
     if decision == "any":
         one_column = axis is not None and scores.shape[axis] == 1
-        integers = not target.is_floating_point()
-        decision = "logit" if (same and integers) or one_column else "class"
         scores = scores.squeeze(axis) if one_column and axis is not None else scores
+        binary = scores.shape == labels.shape and not labels.is_floating_point()
+        decision = "logit" if one_column or binary else "class"
+    same = scores.shape == labels.shape
     if decision == "class":
-        if same and target.is_floating_point() and target.ndim:  # class probabilities
-            axis = min(1, target.ndim - 1)
-            target = target.argmax(axis)
+        if same and labels.is_floating_point() and labels.ndim:  # class probabilities
+            axis = min(1, labels.ndim - 1)
+            labels = labels.argmax(axis)
         if axis is not None:
-            return _in_top(scores, target, axis, _TOP_K if name == "top5" else 1)
-    elif name != "top5" and scores.shape == target.shape:
-        threshold, positive = (0.5, 0.5) if decision == "probability" else (0.0, 0.5)
-        positive = 0.0 if decision == "sign" else positive
-        return ((scores > threshold) == (target > positive)) & ~scores.isnan()
+            return _in_top(scores, labels, axis, _TOP_K if name == "top5" else 1)
+    elif name != "top5" and same:
+        threshold = 0.5 if decision == "probability" else 0.0
+        positive = labels > (0.0 if decision == "sign" else 0.5)
+        correct = ((scores > threshold) == positive) & ~scores.isnan()
+        return correct if valid is None else correct & valid
     raise LossError(
         f"Metric {name!r} must compare scores (N, C, ...) or (N, ..., C) with classes (N, ...), "
-        f"got {describe(scores)} and {describe(target)}."
+        f"got {describe(scores)} and {describe(labels)}."
     )
 
 
-def _class_axis(scores: Tensor, target: Tensor) -> int | None:
+def _class_axis(scores: Tensor, labels: Tensor) -> int | None:
     """Axis 1 if that fits, as in torch's losses, else the last one; None if neither does."""
-    if scores.ndim != target.ndim + 1:
+    if scores.ndim != labels.ndim + 1:
         return None
-    if target.ndim == 0:
+    if labels.ndim == 0:
         return 0
-    if scores.shape[:1] + scores.shape[2:] == target.shape:
+    if scores.shape[:1] + scores.shape[2:] == labels.shape:
         return 1
-    return scores.ndim - 1 if scores.shape[:-1] == target.shape else None
+    return scores.ndim - 1 if scores.shape[:-1] == labels.shape else None
 
 
-def _in_top(scores: Tensor, target: Tensor, axis: int, k: int) -> Tensor:
+def _in_top(scores: Tensor, labels: Tensor, axis: int, k: int) -> Tensor:
     if k == 1:
         best, chosen = scores.max(axis)
-        return (chosen == target) & ~best.isnan()
+        return (chosen == labels) > best.isnan()
     best, chosen = scores.topk(min(k, scores.shape[axis]), axis)
-    return ((chosen == target.unsqueeze(axis)) & ~best.isnan()).any(axis)
+    return ((chosen == labels.unsqueeze(axis)) > best.isnan()).any(axis)

@@ -23,6 +23,7 @@ from landscapex.errors import (
     NondeterministicLossError,
     NonFiniteCenterError,
     ParameterMismatchError,
+    ReentrancyError,
 )
 from landscapex.guard import Snapshot, exclusive, seed_everything
 from landscapex.parameters import ParameterSpace, Selection, unwrap
@@ -281,18 +282,21 @@ class Session:
 
     def values(self, poll: Poll | None = None) -> list[float]:
         """Loss and metrics of the model as it stands (at the centre, if nothing moved it)."""
+        self._require_open()
         values = self.engine.here(poll)
         self.snapshot.check_unchanged()
         return values
 
     def gradient(self) -> Tensor:
         """Gradient where the model stands, flat ``(P,)``."""
+        self._require_open()
         return self.engine.gradient()
 
     def losses(
         self, directions: Tensor, points: np.ndarray, poll: Poll | None = None
     ) -> np.ndarray:
         """Values ``(G, M)`` at coordinates ``(G, K)`` along ``(K, P)`` directions."""
+        self._require_open()
         return self.engine.losses(self.snapshot, self.center, directions, points, poll)
 
     def checked_center(self, poll: Poll | None = None) -> list[float]:
@@ -326,6 +330,12 @@ class Session:
                     "use the same random draws at every point."
                 )
         return first
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise ReentrancyError(
+                "a session must be used inside its `with` block, got a call after its end."
+            )
 
     def _adopt(self, center: Point) -> None:
         """Buffers and parameters outside the choice, from a state_dict or module."""

@@ -4,7 +4,7 @@ Every function returns a matplotlib figure that belongs to the caller: nothing i
 is opened, and neither pyplot, its backend nor the global settings are touched, so that pictures
 can be drawn in threads and on machines without a display. A figure is displayed by a notebook if
 it is the last expression of a cell, and saved by `save` or ``figure.savefig``. To draw into a
-figure of pyplot, pass ``ax=``.
+figure of pyplot, pass ``ax=``; one made with ``layout="constrained"`` makes room for the labels.
 
 What cannot be drawn is left out, never replaced: points that are not finite, or not evaluated yet,
 are grey holes, counted in the legend.
@@ -152,6 +152,7 @@ def contour(
     """
     panel = panel_of(surface, column, "contour")
     fitted, lines, extend = fit_scale([panel], scale, levels)
+    own = ax is None
     if ax is None:
         figure: Figure = Picture(figsize=figure_size(panel, colorbar))
         ax = figure.add_subplot()
@@ -162,8 +163,9 @@ def contour(
     ax.set_ylabel(axis_text(panel.y, 52), parse_math=False)
     add_header(ax, _title(title, [surface], [column]), handles)
     if colorbar and not fitted.empty:
-        cax = ax.inset_axes((1.035, 0.0, 0.045, 1.0))
-        add_colorbar(figure, column, fitted, lines, extend, cax=cax)
+        # As high as equally scaled axes; in a foreign layout there may be no room beside them.
+        where = {"cax": ax.inset_axes((1.035, 0.0, 0.045, 1.0))} if own else {"ax": [ax]}
+        add_colorbar(figure, column, fitted, lines, extend, **where)
     return figure
 
 

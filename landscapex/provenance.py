@@ -17,7 +17,11 @@ from landscapex.objective import Session
 
 
 def describe_run(
-    session: Session, directions: Directions, grid: Grid, center: list[float]
+    session: Session,
+    directions: Directions,
+    grid: Grid,
+    center: list[float],
+    fingerprint: dict[str, str],
 ) -> RunHeader:
     """The header of a run: what it computes, what decides its numbers, what a reader may ask.
 
@@ -26,6 +30,7 @@ def describe_run(
         directions: Its axes, ``(K, P)``.
         grid: Its points.
         center: Values at the centre, by column of the session.
+        fingerprint: Of the session before its first evaluation.
 
     Returns:
         The header; its provenance holds the keys that results show.
@@ -37,7 +42,7 @@ def describe_run(
             AXIS_NAMES, grid.axes, directions.axes, norms, strict=False
         )
     )
-    fingerprint = {"format": "1", **session.fingerprint(), "directions": directions.fingerprint()}
+    fingerprint = {"format": "1", **fingerprint, "directions": directions.fingerprint()}
     about = session.describe()
     notes = [note for d in about["data"].values() for note in d["notes"]]
     notes += [f"{a.label}: {a.note}" for a in directions.axes if a.note]

@@ -33,27 +33,31 @@ class IdentityCache:
     """Values that depend on one tensor only, kept while that very tensor lives unchanged."""
 
     def __init__(self) -> None:
-        self._entries: dict[int, tuple[Any, int, Any]] = {}
+        self._entries: dict[int, tuple[Any, tuple[int, int], Any]] = {}
 
-    def get(self, tensor: Tensor, compute: Callable[[], Any]) -> Any:
+    def get(
+        self, tensor: Tensor, compute: Callable[[], Any], constant: Tensor | None = None
+    ) -> Any:
         """Return the value kept for `tensor`, or compute and keep it.
 
         Args:
             tensor: What the value depends on.
             compute: Called without arguments if nothing is kept.
+            constant: A tensor that is always the same one, but may be written to.
 
         Returns:
             The value.
         """
-        version = -1 if tensor.is_inference() else tensor._version
+        if tensor.is_inference() or (constant is not None and constant.is_inference()):
+            return compute()  # such tensors do not tell whether they changed
+        version = tensor._version, 0 if constant is None else constant._version
         key = id(tensor)
         entry = self._entries.get(key)
         if entry is not None and entry[0]() is tensor and entry[1] == version:
             return entry[2]
         value = compute()
-        if version >= 0:
-            forget = functools.partial(_forget, self._entries, key)
-            self._entries[key] = (weakref.ref(tensor, forget), version, value)
+        forget = functools.partial(_forget, self._entries, key)
+        self._entries[key] = (weakref.ref(tensor, forget), version, value)
         return value
 
 
@@ -70,6 +74,8 @@ def sum_exactly(tensor: Tensor) -> Tensor:
     Returns:
         The 0-d sum, on the same device. Float32 where the device (MPS) has no float64.
     """
+    if tensor.dtype == torch.bool:
+        return tensor.count_nonzero()  # three times as fast as a sum
     wide = torch.float32 if tensor.device.type == "mps" else torch.float64
     return tensor.sum(dtype=wide if tensor.is_floating_point() else torch.int64)
 

@@ -83,7 +83,7 @@ class Surface:
             )
         copy = self._dataset.copy(deep=True)
         _check_layout(copy)
-        object.__setattr__(self, "dataset", copy)
+        object.__setattr__(self, "_dataset", copy)
 
     @classmethod
     def from_run(

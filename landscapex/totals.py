@@ -29,15 +29,6 @@ class Terms:
     weight: Count
     metrics: Mapping[str, tuple[Tensor, Count]] = field(default_factory=dict)
 
-    def weighted(self) -> Tensor:
-        """Return ``weight * loss`` in the dtype of the loss; 0 where the weight is 0."""
-        if isinstance(self.weight, Tensor):
-            product = self.loss * self.weight.to(self.loss.dtype)
-            return torch.where(self.weight == 0, torch.zeros_like(product), product)
-        if self.weight == 0:  # the loss is 0 / 0
-            return torch.where(torch.zeros_like(self.loss, dtype=torch.bool), self.loss, 0.0)
-        return self.loss * self.weight
-
 
 class Totals:
     """Sums over batches, kept on the device until they are asked for.
@@ -106,9 +97,9 @@ class Totals:
                 "The weight of a batch must be at least 0, got "
                 f"{float(weights[~(weights >= 0)][0])}."
             )
-        products = numerators.copy()
-        products[:, 0] *= weights[:, 0]
-        products[weights == 0] = 0.0
+        products = np.where(weights == 0, 0.0, numerators)
+        with np.errstate(over="ignore"):
+            products[:, 0] *= weights[:, 0]
         sums = [(_exact_sum(products[:, m]), _exact_sum(weights[:, m])) for m in range(width)]
         if sums[0][1] == 0:
             raise EmptyDataError(

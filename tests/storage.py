@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import signal
 import struct
 import time
@@ -131,7 +132,9 @@ def kill_writers(folder: Path, kills: int, seed: int = 0) -> Kills:
         read, write = os.pipe()
         pid = fork(lambda end=write: _write_run(out, header, values, end))
         os.close(write)
-        time.sleep(rng.uniform(0, 0.05))
+        if rng.integers(4):  # else the beginning is hit as well
+            select.select([read], [], [], 10)
+        time.sleep(rng.uniform(0, 0.06))
         os.kill(pid, signal.SIGKILL)
         killed = wait(pid) == -signal.SIGKILL
         with os.fdopen(read, "rb") as pipe:
@@ -225,7 +228,9 @@ def read_damaged(
     """Read damaged copies of a file; ``check`` reads one and says whether its numbers are right."""
     rng, reads = np.random.default_rng(seed), Reads()
     for _ in range(count):
-        path.write_bytes(mutate(data, rng))
+        while (damaged := mutate(data, rng)) == data:
+            pass  # zeros on zeros
+        path.write_bytes(damaged)
         began = time.monotonic()
         try:
             with warnings.catch_warnings():

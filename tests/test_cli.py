@@ -25,7 +25,8 @@ import torch
 
 def build():
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
+    layers = torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3)
+    model = torch.nn.Sequential(*layers)
     inputs = torch.randn(32, 4)
     return model, (inputs, inputs[:, :3].argmax(1)), "cross_entropy"
 

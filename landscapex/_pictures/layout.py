@@ -58,7 +58,20 @@ def png(figure: Figure, *, dpi: float | None = None) -> bytes:
 def fit_scale(
     panels: Sequence[Panel], kind: str, levels: Levels
 ) -> tuple[Scale, NDArray[np.float64], str]:
-    """Scale for all panels, level lines on it, and which ends of the colour bar are cut off."""
+    """One scale for all panels.
+
+    Args:
+        panels: What will be drawn.
+        kind: "auto" or the name of a scale.
+        levels: How many level lines, or their values.
+
+    Returns:
+        The scale, the level lines as places on it, and which ends of the colours are cut off:
+        "neither", "min", "max" or "both".
+
+    Raises:
+        ArgumentError: The scale is unknown, or it or the levels cannot be used for these values.
+    """
     whole = choose([p.values for p in panels], kind)
     if levels is None or isinstance(levels, int | np.integer):
         count = _DEFAULT_LEVELS if levels is None else int(levels)
@@ -97,6 +110,16 @@ def add_colorbar(
     extend: str,
     **where: Any,
 ) -> None:
+    """A colour bar with the level lines on it, labelled with column and scale.
+
+    Args:
+        figure: The figure.
+        column: What the colours show.
+        scale: How values become colours.
+        lines: Level lines, as places on the drawn scale.
+        extend: Which ends of the colours are cut off.
+        **where: ``cax`` or ``ax``, as for ``Figure.colorbar``.
+    """
     cmap, norm = colors_for(scale)
     first, last = scale.limits()
     ticks = lines[(lines >= first) & (lines <= last)]
@@ -117,7 +140,15 @@ def add_colorbar(
 def add_header(
     ax: Axes, title: str, handles: Sequence[Artist], *, rows: int | None = None, width: int = 62
 ) -> None:
-    """Title over legend over axes: outside the axes nothing can be covered."""
+    """Title over legend over axes: outside the axes nothing can be covered.
+
+    Args:
+        ax: The axes.
+        title: May be empty.
+        handles: Legend entries.
+        rows: Room for that many, so that neighbours are level; None for what is needed.
+        width: Characters after which the title is wrapped.
+    """
     longest = max((len(str(h.get_label())) for h in handles), default=0)
     across = 1 if rows is not None or longest > 32 else 2
     needed = -(-len(handles) // across) if rows is None else rows
@@ -146,6 +177,17 @@ def figure_size(panel: Panel, colorbar: bool) -> tuple[float, float]:
 
 
 def root_figure(ax: Axes) -> Figure:
+    """The figure that the axes are in, also if a subfigure is between.
+
+    Args:
+        ax: The axes.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ArgumentError: The axes were removed.
+    """
     figure = ax.get_figure(root=True)
     if figure is None:
         raise ArgumentError("`ax` must belong to a figure, got axes that were removed from theirs.")

@@ -62,7 +62,8 @@ def draw_relief(ax: Axes3D, panel: Panel, scale: Scale, lines: NDArray[np.float6
     handles: list[Artist] = [_draw_mark(ax, m, scale, floor) for m in marks_of(panel, scale)]
     handles += hole_handles(missing)
     if step > 1:
-        handles.append(Line2D([], [], linestyle="none", label=f"every {step}. point is drawn"))
+        text = f"relief: 1 in {step} points along each axis"
+        handles.append(Line2D([], [], linestyle="none", label=text))
     return handles
 
 

@@ -143,7 +143,10 @@ class EagerEngine:
         total = torch.zeros(self.space.size, dtype=torch.float64, device=self.space.device)
         weights = torch.zeros((), dtype=torch.float64, device=self.space.device)
         batches = next(iter(self.data.items()))
-        with torch.enable_grad(), self._mode():
+        # cuDNN's recurrent layers have no backward pass in evaluation mode
+        recurrent = any(isinstance(m, nn.RNNBase) for m in self.space.model.modules())
+        cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
+        with torch.enable_grad(), self._mode(), cudnn:
             for terms in self._terms(batches[1], batches[0], poll):
                 n = torch.as_tensor(terms.weight, dtype=torch.float64, device=total.device)
                 if not bool(n > 0):

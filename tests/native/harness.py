@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ ORDERS = ("forward", "reverse", "random", "warps")
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 _COMMON = (
     "-std=c++17",
-    "-g",
+    "-g1",
     "-O1",
     "-ffp-contract=off",
     "-fno-omit-frame-pointer",
@@ -94,19 +95,17 @@ class Harness:
         A mutated header is one that lies, with copies of all the others, in `mutated.parent`.
         """
         folder = mutated.parent if mutated else KERNELS
-        names = [f"{op}.{ending}" for op in OPERATORS for ending in ("cpp", "cu")]
-        objects = []
-        for name in names:
+        jobs = [(KERNELS / "isa.cpp", (), KERNELS), (HERE / "driver.cpp", (), KERNELS)]
+        for name in [f"{op}.{ending}" for op in OPERATORS for ending in ("cpp", "cu")]:
             changed = mutated is not None and mutated.name in (name, name.split(".")[0] + ".h")
             source = folder if changed else KERNELS
             variants = ISAS.items() if name.endswith(".cpp") else [("cuda", ())]
             for isa, flags in variants:
-                path = source / name
-                objects.append(
-                    self.compile(path, kind, f"-DLX_ISA={isa}", *flags, include=source)
-                )
-        objects.append(self.compile(KERNELS / "isa.cpp", kind))
-        objects.append(self.compile(HERE / "driver.cpp", kind))
+                jobs.append((source / name, (f"-DLX_ISA={isa}", *flags), source))
+        with ThreadPoolExecutor(2) as pool:
+            objects = list(
+                pool.map(lambda job: self.compile(job[0], kind, *job[1], include=job[2]), jobs)
+            )
         return self.link(kind, objects)
 
     def run(self, program: Path, *arguments: str) -> Outcome:

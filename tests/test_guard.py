@@ -1,0 +1,479 @@
+"""The user's model comes back bit for bit, whatever happened; and nobody else may use it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+
+import models
+import numpy as np
+import pytest
+import reference
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import landscapex as lx
+from landscapex.errors import ModelChangedError, ReentrancyError
+from landscapex.guard import exclusive
+from landscapex.parameters import ParameterSpace
+
+
+class Kitchen(nn.Module):
+    """Batch norm, dropout, a tie, a frozen layer, a mask as buffer, weights in any layout."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3).to(memory_format=torch.channels_last)
+        self.bn = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.frozen = nn.Linear(4, 6).requires_grad_(False)
+        self.first = nn.Linear(6, 6)
+        self.tied = nn.Linear(6, 6)
+        self.tied.weight = self.first.weight
+        self.scale = nn.Parameter(torch.randn(6, dtype=torch.bfloat16))
+        self.register_buffer("mask", torch.ones(6).expand(2, 6))
+
+    def forward(self, x):
+        x = self.drop(self.bn(self.conv(x)).relu()).mean((2, 3))
+        x = self.tied(self.first(self.frozen(x)).tanh())
+        return x * self.mask[0] * self.scale.float()
+
+
+def kitchen():
+    """In the middle of somebody's training: odd modes, gradients, hooks."""
+    model = models.seeded(Kitchen).train()
+    model.bn.eval()
+    for p in model.parameters():
+        if p.requires_grad and p.ndim > 1:
+            p.grad = torch.randn_like(p)
+    model.conv.register_forward_hook(lambda m, i, o: o + 0)
+    model.bn.register_forward_pre_hook(lambda m, i: None)
+    model.first.register_full_backward_hook(lambda m, i, o: None)
+    model.register_state_dict_post_hook(lambda *a: None)
+    return model
+
+
+def pairs():
+    rng = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(n, 1, 5, 5, generator=rng), torch.randint(6, (n,), generator=rng))
+        for n in (4, 4, 2)
+    ]
+
+
+class Raiser:
+    """Does something at the n-th call."""
+
+    def __init__(self, error, at):
+        self.error, self.at, self.calls = error, at, 0
+
+    def __call__(self, *_):
+        self.calls += 1
+        if self.calls == self.at:
+            raise self.error
+
+
+def loss_that(raiser):
+    def loss(model, batch):
+        raiser()
+        # what careless user code does: all of it has to be undone
+        model.bn.train()
+        model(batch[0])
+        torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002
+        model.conv.register_forward_hook(lambda m, i, o: None)
+        model.bn.eval()
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    return loss
+
+
+def loader_that(raiser):
+    class Loader:
+        def __iter__(self):
+            for batch in pairs():
+                raiser()
+                torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002
+                yield batch
+
+    return Loader()
+
+
+ERRORS = [ValueError("mine"), KeyboardInterrupt(), RuntimeError("out of memory")]
+
+
+@pytest.mark.parametrize("where", ["success", "loss", "loader", "metric", "callback", "hook"])
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("at", [1, 5, 14])
+def test_trap_21_the_model_and_the_generators_come_back_bit_for_bit(where, error, at):
+    """Parameters, buffers, modes per module, gradients, requires_grad, hooks, RNG, identities."""
+    model = kitchen()
+    raisers = {
+        name: Raiser(error, at if name == where else 0)
+        for name in ("loss", "loader", "metric", "callback", "hook")
+    }
+    metric = {"m": lambda output, batch: (raisers["metric"](), output.sum(1))[1]}
+    if where == "hook":
+        model.first.register_forward_hook(lambda *a: raisers["hook"]())
+    torch.manual_seed(11)
+    before = reference.everything(model)
+
+    def run():
+        callback = raisers["callback"]
+        if where == "metric":
+            data, loss = pairs(), "cross_entropy"
+            return lx.surface(model, data, loss, metrics=metric, points=5, progress=False)
+        objective = lx.Objective(
+            model,
+            loader_that(raisers["loader"]),
+            loss_that(raisers["loss"]),
+            check=False,
+            cache="none" if where == "loader" else "auto",
+        )
+        return lx.surface(objective, points=5 if where != "callback" else 21, progress=False,
+                          callback=callback)  # fmt: skip
+
+    if where == "success":
+        assert run().complete
+    else:
+        with pytest.raises(type(error)) as caught:
+            run()
+        assert caught.value is error
+    assert reference.changes(before, reference.everything(model)) == []
+
+
+@pytest.mark.parametrize("bn", ["eval", "recompute", "batch"])
+@pytest.mark.parametrize("work", ["loss", "gradient", "surface"])
+def test_trap_17_batch_norm_buffers_and_modes_are_restored(bn, work):
+    """Evaluating in training mode leaves other running statistics behind."""
+    model = models.case("conv").model.train()
+    model.drop.eval()
+    objective = lx.Objective(model, models.case("conv").batches, "cross_entropy", bn=bn)
+    before = reference.everything(model)
+    {
+        "loss": objective.loss,
+        "gradient": objective.gradient,
+        "surface": lambda: lx.surface(objective, points=2, progress=False),
+    }[work]()
+    assert reference.changes(before, reference.everything(model)) == []
+
+
+def test_trap_21_a_gradient_leaves_requires_grad_and_grad_alone():
+    model = kitchen().requires_grad_(False)
+    before = reference.everything(model)
+    gradient = lx.Objective(model, pairs(), "cross_entropy").gradient()
+    assert gradient.abs().sum() > 0
+    assert reference.changes(before, reference.everything(model)) == []
+
+
+def test_trap_21_a_loss_that_calls_backward_does_not_fill_the_users_gradients():
+    model = models.mlp(3, 2)
+    model[0].weight.grad = kept = torch.ones(2, 3)
+
+    def loss(m, batch):
+        value = m(batch).square().mean()
+        value.backward()
+        return value.detach()
+
+    objective = lx.Objective(model, [torch.ones(4, 3)], loss)
+    lx.line(objective, points=3, progress=False)
+    assert model[0].weight.grad is kept
+    assert torch.equal(kept, torch.ones(2, 3))
+    assert model[0].bias.grad is None
+
+
+def test_trap_21_a_parameter_that_user_code_replaced_is_put_back():
+    model = models.mlp(3, 2)
+    original = model[0].weight
+    with exclusive(ParameterSpace(model)):
+        model[0].weight = nn.Parameter(torch.zeros(2, 3))
+        model[0].register_buffer("new", torch.zeros(1))
+        model[0].register_parameter("more", nn.Parameter(torch.zeros(1)))
+    assert model[0].weight is original
+    assert not hasattr(model[0], "new")
+    assert not hasattr(model[0], "more")
+
+
+def test_the_snapshot_restores_by_copy_after_any_number_of_steps():
+    model = kitchen()
+    space = ParameterSpace(model)
+    before = reference.everything(model)
+    with exclusive(space) as snapshot:
+        for c in np.random.default_rng(0).normal(size=(50, 2)) * 1e3:
+            snapshot.move(snapshot.center, torch.randn(2, space.size), c.tolist())
+        assert "tensor conv.weight" in reference.changes(before, reference.everything(model))
+    assert reference.changes(before, reference.everything(model)) == []
+
+
+def test_nan_in_parameters_and_buffers_comes_back():
+    model = models.case("conv").model
+    with torch.no_grad():
+        model.conv.bias[0] = torch.nan
+        model.bn.running_var[0] = torch.nan
+    before = reference.everything(model)
+    with exclusive(ParameterSpace(model)) as snapshot:
+        snapshot.move(snapshot.center, torch.zeros(0, snapshot.space.size), [])
+        model.bn.running_var.zero_()
+    assert reference.changes(before, reference.everything(model)) == []
+
+
+# --- Changes by somebody else --------------------------------------------------------------------
+
+
+def step(model):
+    """A training step, as an optimiser makes it."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
+def write_data(model):
+    """The old idiom, which autograd's version counters do not see."""
+    next(model.parameters()).data.add_(1.0)
+
+
+def replace(model):
+    model[0].weight = nn.Parameter(torch.zeros_like(model[0].weight))
+
+
+def step_elsewhere(model):
+    thread = threading.Thread(target=step, args=(model,))
+    thread.start()
+    thread.join()
+
+
+CHANGES = [step, write_data, replace, step_elsewhere]
+
+
+def mse(model, batch):
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+BATCH = [(torch.linspace(-1, 1, 12).view(4, 3), torch.zeros(4, 1))]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("at", [1, 2, 3, 20])
+def test_fault_27_a_model_changed_by_its_loss_is_an_error(change, at):
+    model = models.mlp(3, 4, 1)
+    before = reference.everything(model)
+    calls = []
+
+    def loss(m, batch):
+        calls.append(1)
+        if len(calls) == at:
+            change(m)
+        return mse(m, batch)
+
+    with pytest.raises(ModelChangedError, match="must not be changed while its landscape is com"):
+        lx.surface(model, BATCH, loss, points=5, progress=False)
+    assert reference.changes(before, reference.everything(model)) == []
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_fault_27_a_model_changed_in_a_callback_is_an_error(change, chunk, tmp_path):
+    """Also after the last chunk: its points are right, but the training step is lost."""
+    model = models.mlp(3, 4, 1)
+    before = reference.everything(model)
+    seen = []
+
+    def callback(progress):
+        seen.append(progress)
+        if len(seen) == chunk:
+            change(model)
+
+    out = tmp_path / "s.nc"
+    with pytest.raises(ModelChangedError, match=r"0\.weight|Linear\.weight"):
+        lx.surface(model, BATCH, mse, points=(6, 7), progress=False, callback=callback, out=out)
+    assert reference.changes(before, reference.everything(model)) == []
+    kept = lx.open(out)
+    truth = lx.surface(model, BATCH, mse, points=(6, 7), progress=False)
+    assert kept.evaluated.sum() == min(16 * chunk, 42)
+    assert np.array_equal(kept.loss[kept.evaluated], truth.loss[kept.evaluated])
+
+
+def test_fault_27_parameters_that_do_not_move_must_not_change_either():
+    model = models.mlp(3, 4, 1)
+    objective = lx.Objective(model, BATCH, mse, params="0.*")
+    before = reference.everything(model)
+
+    def callback(progress):
+        with torch.no_grad():
+            model[2].weight.add_(1.0)
+
+    with pytest.raises(ModelChangedError, match=r"2\.weight"):
+        lx.surface(objective, points=6, progress=False, callback=callback)
+    assert reference.changes(before, reference.everything(model)) == []
+
+
+# --- One user at a time --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inner", ["loss", "gradient", "surface", "other objective", "submodule"])
+@pytest.mark.parametrize("where", ["loss", "callback"])
+def test_fault_26_a_nested_evaluation_is_an_error(inner, where):
+    model = models.mlp(3, 4, 1)
+    objective = lx.Objective(model, BATCH, mse)
+    nested = {
+        "loss": objective.loss,
+        "gradient": objective.gradient,
+        "surface": lambda: lx.surface(objective, points=2, progress=False),
+        "other objective": lambda: lx.Objective(model, BATCH, mse).loss(),
+        "submodule": lambda: lx.Objective(model[0], BATCH, lambda m, b: m(b[0]).mean()).loss(),
+    }[inner]
+    before = reference.everything(model)
+
+    def loss(m, batch):
+        if where == "loss":
+            nested()
+        return mse(m, batch)
+
+    with pytest.raises(ReentrancyError, match="must not evaluate the model whose landscape is"):
+        lx.surface(
+            model, BATCH, loss, points=2, progress=False,
+            callback=lambda progress: nested() if where == "callback" else None,
+        )  # fmt: skip
+    assert reference.changes(before, reference.everything(model)) == []
+
+
+def test_another_model_may_be_evaluated_in_the_loss():
+    teacher = lx.Objective(models.mlp(3, 4, 1, seed=1), BATCH, mse)
+    model = models.mlp(3, 4, 1)
+    surface = lx.line(
+        model, BATCH, lambda m, b: mse(m, b) * teacher.loss(), points=3, progress=False
+    )
+    plain = lx.line(model, BATCH, mse, points=3, progress=False)
+    np.testing.assert_allclose(surface.loss, plain.loss * teacher.loss(), rtol=1e-6)
+
+
+def test_trap_24_eight_threads_on_one_objective_get_10000_right_losses():
+    """Through a shared module, 5,540 of 6,000 losses were wrong, and the parameters destroyed."""
+    model = models.mlp(2, 2, bias=False)
+    objective = lx.Objective(model, [(torch.eye(2), torch.zeros(2, 2))], "mse_loss", check=False)
+    points = torch.randn(10, 4, generator=torch.Generator().manual_seed(3))
+    truth = [objective.loss(p) for p in points]
+    assert len(set(truth)) == 10
+    before = reference.everything(model)
+    assert in_threads(lambda k: objective.loss(points[k % 10]) == truth[k % 10], 10_000) == 10_000
+    assert reference.changes(before, reference.everything(model)) == []
+
+
+def test_trap_24_two_objectives_of_one_model_share_its_lock():
+    model = models.mlp(2, 2, bias=False)
+    objectives = [
+        lx.Objective(m, [(torch.eye(2) * s, torch.zeros(2, 2))], "mse_loss", check=False)
+        for s, m in [(1.0, model), (2.0, nn.DataParallel(model))]
+    ]
+    points = torch.randn(5, 4, generator=torch.Generator().manual_seed(3))
+    truth = [[o.loss(p) for p in points] for o in objectives]
+    right = in_threads(lambda k: objectives[k % 2].loss(points[k % 5]) == truth[k % 2][k % 5], 800)
+    assert right == 800
+
+
+def test_trap_24_surfaces_and_gradients_in_threads():
+    model = models.mlp(3, 4, 1)
+    objective = lx.Objective(model, BATCH, mse)
+    surface = lx.surface(objective, points=4, progress=False)
+    gradient = objective.gradient()
+
+    def work(k):
+        if k % 2:
+            return torch.equal(objective.gradient(), gradient)
+        return lx.surface(objective, points=4, progress=False).equals(surface)
+
+    assert in_threads(work, 32) == 32
+
+
+def in_threads(work, count, threads=8):
+    """How many of ``work(0 .. count - 1)`` were right, done by several threads."""
+    right = [0] * threads
+
+    def run(t):
+        for k in range(t, count, threads):
+            right[t] += bool(work(k))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        workers = [threading.Thread(target=run, args=(t,)) for t in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        sys.setswitchinterval(interval)
+    return sum(right)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fault_26_a_child_forked_during_an_evaluation_does_not_wait_for_ever():
+    """The thread that holds the lock does not exist in the child."""
+    model = models.mlp(3, 4, 1)
+    objective = lx.Objective(model, BATCH, mse)
+    value = objective.loss()
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with exclusive(ParameterSpace(model)):
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = 0 if objective.loss() == value else 2
+        finally:
+            os._exit(code)
+    try:
+        assert wait_for(pid, 20) == 0
+    finally:
+        done.set()
+        thread.join()
+
+
+def wait_for(pid, seconds):
+    """The exit status of a child; it is killed if it takes longer."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return "never ended"
+
+
+@pytest.mark.parametrize("repeat", range(3))
+def test_trap_21_ctrl_c_at_any_moment_leaves_the_model_whole(repeat):
+    """A timer strikes at many moments of `Objective.loss`, restoring included."""
+    model = kitchen()
+    objective = lx.Objective(model, pairs(), "cross_entropy", check=False)
+    objective.loss()
+    before = reference.everything(model)
+    rng = random.Random(repeat)
+    hits = 0
+    for _ in range(60):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            previous = signal.signal(signal.SIGALRM, lambda *a: os.kill(os.getpid(), signal.SIGINT))
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 4e-3))
+            objective.loss()
+            objective.loss()
+        except KeyboardInterrupt:
+            hits += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            signal.signal(signal.SIGALRM, previous)
+        assert reference.changes(before, reference.everything(model)) == []
+    assert hits > 20

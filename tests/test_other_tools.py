@@ -1,0 +1,524 @@
+"""Where published tools are wrong on an input on which landscapex is right.
+
+loss-landscapes 3.0.6 and landscaper 1.3.1, as they are. Each test shows the defect, with its size,
+and asserts what landscapex does on the same input; the numbers are those of the list of traps.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import matplotlib
+import matplotlib.axes
+import numpy as np
+import other_tools
+import pytest
+import reference
+import torch
+from other_tools import Function, landscaper_compute, loss_landscapes, loss_landscapes_parameters
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import landscapex as lx
+
+CLOSE = 1e-4  # relative; float32 against float64
+
+
+class Plane(nn.Module):
+    """Two parameters x and y, at (1, 1): the loss is 10 x + y."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.ones(1))
+        self.y = nn.Parameter(torch.ones(1))
+
+    def forward(self) -> Tensor:
+        return (10 * self.x + self.y).squeeze()
+
+
+UNIT = [
+    {"x": torch.ones(1), "y": torch.zeros(1)},
+    {"x": torch.zeros(1), "y": torch.ones(1)},
+]
+
+
+def position(module: Plane) -> np.ndarray:
+    return np.array([float(module.x), float(module.y)])
+
+
+def plane_loss(module: Plane, batch: object) -> Tensor:
+    del batch
+    return module()
+
+
+@pytest.fixture
+def digits() -> tuple[nn.Module, Tensor, Tensor]:
+    model, (inputs, labels), _ = lx.examples.digits()
+    return model, inputs, labels
+
+
+def cross_entropy(inputs: Tensor, labels: Tensor) -> Callable[[nn.Module], float]:
+    """The mean over all samples in one batch."""
+
+    def loss(module: nn.Module) -> float:
+        return F.cross_entropy(module(inputs), labels).item()
+
+    return loss
+
+
+def exact(
+    model: nn.Module,
+    directions: list[dict[str, Tensor]],
+    coordinates: tuple[np.ndarray, np.ndarray],
+    inputs: Tensor,
+    labels: Tensor,
+) -> np.ndarray:
+    """The surface in float64, one state_dict per point."""
+    wide = copy.deepcopy(model).double()
+    loss = cross_entropy(inputs.double(), labels)
+    return reference.surface(wide, directions, coordinates, loss)
+
+
+def named(directions: lx.Directions) -> list[dict[str, Tensor]]:
+    return [directions[k] for k in range(len(directions))]
+
+
+def flat(tensors) -> Tensor:
+    return torch.cat([t.detach().double().reshape(-1) for t in tensors])
+
+
+def biases(model: nn.Module) -> Tensor:
+    """Which entries of the flat vector belong to tensors of one dimension."""
+    return flat(torch.full_like(p, p.ndim == 1) for p in model.parameters()).bool()
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def error(values: np.ndarray, right: np.ndarray) -> float:
+    """The largest relative error."""
+    return float(np.abs(values / right - 1).max())
+
+
+def random_plane_directions(model: nn.Module, seed: int, **options) -> tuple[Tensor, Tensor]:
+    """The two directions that loss-landscapes' `random_plane` walks along, from where it goes."""
+    seen: list[Tensor] = []
+    torch.manual_seed(seed)
+    loss_landscapes.random_plane(
+        copy.deepcopy(model),
+        Function(lambda module: seen.append(flat(module.parameters())) or 0.0),
+        steps=2,
+        **options,
+    )
+    # in the order of its walk: (0, 1), (0, 2), (1, 1), (1, 0)
+    second = seen[1] - seen[0]
+    return seen[2] - seen[0], second
+
+
+def test_trap_01_every_odd_row_of_loss_landscapes_is_one_step_off(digits):
+    model, inputs, labels = digits
+    directions = named(lx.directions.random(model))
+    points = 7
+    axis = np.linspace(-1, 1, points)
+    extended = np.concatenate([[2 * axis[0] - axis[1]], axis])
+    wide = exact(model, directions, (axis, extended), inputs, labels)
+    right, one_step_off = wide[:, 1:], wide[:, :-1]
+
+    theirs = other_tools.loss_landscapes_surface(
+        model, directions, (axis, axis), cross_entropy(inputs, labels)
+    )
+    ours = lx.surface(
+        model,
+        [(inputs, labels)],
+        "cross_entropy",
+        directions=directions,
+        points=points,
+        progress=False,
+    ).loss
+
+    assert error(theirs[::2], right[::2]) < CLOSE
+    assert error(theirs[1::2], one_step_off[1::2]) < CLOSE
+    assert error(theirs[1::2], right[1::2]) > 0.5
+    assert error(ours, right) < CLOSE
+
+
+def test_trap_01_landscaper_adds_up_rounding_errors_step_by_step(digits):
+    """0.6 ulp at one step of the weights, and more the longer the way; ours: one rounding."""
+    model, inputs, labels = digits
+    points, distance = 51, 0.5
+    center = flat(model.parameters())
+    directions = other_tools.landscaper_directions(model, named(lx.directions.random(model))[:1])
+    right = [
+        center + a * flat(directions[0].values())
+        for a in other_tools.landscaper_steps(points, distance)
+    ]
+
+    def worst(seen: list[Tensor]) -> float:
+        assert len(seen) == points
+        return max(float((s - r).abs().max()) for s, r in zip(seen, right, strict=True))
+
+    theirs: list[Tensor] = []
+    other_tools.landscaper_surface(
+        model,
+        directions,
+        points,
+        distance,
+        lambda module: theirs.append(flat(module.parameters())) or 0.0,
+    )
+    ours: list[Tensor] = []
+
+    def seen_by_us(module: nn.Module, batch: object) -> Tensor:
+        ours.append(flat(module.parameters()))
+        return module(inputs[:1]).sum()
+
+    span = other_tools.landscaper_steps(points, distance)[[0, -1]]
+    lx.line(
+        lx.Objective(model, None, seen_by_us, check=False),
+        directions=directions,
+        span=tuple(span),
+        points=points,
+        progress=False,
+    )
+    print(worst(theirs), worst(ours[-points:]))
+    assert worst(theirs) > 5 * worst(ours[-points:])
+    # half a unit in the last place of the largest weight
+    assert worst(ours[-points:]) <= 2**-24 * 2 ** math.ceil(math.log2(float(max(r.abs().max() for r in right))))
+
+
+def test_trap_02_loss_landscapes_restores_by_subtraction(digits):
+    """Most weights differ in their last bits after one perturbation, and more after 49."""
+    model, inputs, labels = digits
+    before = copy.deepcopy(model)
+    changed = []
+    for number in (1, 49):
+        moved = copy.deepcopy(model)
+        metric = other_tools.loss_landscapes_metrics.LossPerturbations(
+            F.cross_entropy, inputs, labels, number, None
+        )
+        loss_landscapes.point(moved, metric)
+        changed.append(float((flat(moved.parameters()) != flat(before.parameters())).float().mean()))
+    print(changed)
+    assert changed[0] > 0.5
+    assert changed[1] > 0.8
+
+    lx.surface(model, [(inputs, labels)], "cross_entropy", points=7, progress=False)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(("points", "is_node"), [(5, False), (7, False), (6, True)])
+def test_trap_03_the_model_is_no_point_of_a_plane_with_odd_steps(points, is_node):
+    """And no such plane is centred on it: loss-landscapes steps before it evaluates."""
+    torch.manual_seed(0)
+    visited = loss_landscapes.random_plane(Plane(), Function(position), steps=points)
+    offset = np.abs(visited - 1).max(-1)
+    assert (offset.min() < 1e-6) == is_node
+    # the middle of its grid is off by half of a step or more
+    assert np.abs(visited.mean((0, 1)) - 1).max() > 0.04
+
+    ours = lx.surface(
+        Plane(), None, plane_loss, directions=UNIT, points=points // 2 * 2 + 1, progress=False
+    )
+    middle = points // 2
+    assert [axis[middle] for axis in ours.coordinates] == [0, 0]
+    assert ours.loss[middle, middle] == ours.center_loss == 11
+    assert ours.loss.mean() == pytest.approx(11)
+
+
+@pytest.mark.parametrize(("points", "real"), [(5, 0.4), (51, 25 / 51), (6, 1 / 3)])
+def test_trap_04_landscaper_labels_a_point_that_it_does_not_reach(points, real):
+    """The last point of 51 is labelled 0.5 and lies at 0.490, in its own unit."""
+    distance = 0.5
+    unit = math.sqrt(2)  # the length of the parameters of the plane
+    losses, axes = other_tools.landscaper_surface(
+        Plane(), UNIT[:1], points, distance, lambda module: module().item()
+    )
+    assert axes[0][-1] == distance
+    # the maximum carries noise (trap 7); its neighbour does not
+    step = (losses[-2] - losses[-3]) / 10 / unit
+    reached = (losses[-2] - 11) / 10 / unit + step
+    assert reached == pytest.approx(real, abs=1e-5)
+
+    ours = lx.line(Plane(), None, plane_loss, directions=UNIT[:1], span=0.5, points=points, progress=False)
+    displaced = (ours.loss - 11) / 10
+    np.testing.assert_allclose(displaced, ours.coordinates[0], atol=1e-7)
+    assert ours.coordinates[0][-1] == 0.5
+
+
+def test_trap_04_a_larger_distance_makes_the_plane_of_loss_landscapes_smaller():
+    step = []
+    for distance in (1, 2, 4):
+        torch.manual_seed(0)
+        visited = loss_landscapes.random_plane(
+            Plane(), Function(position), steps=5, distance=distance
+        )
+        step.append(np.linalg.norm(visited[0, 1] - visited[0, 0]))
+    assert step[0] / step[1] == pytest.approx(2, rel=1e-4)
+    assert step[0] / step[2] == pytest.approx(4, rel=1e-4)
+
+    reach = [
+        lx.surface(Plane(), None, plane_loss, directions=UNIT, span=s, points=5, progress=False).loss
+        for s in (1, 2, 4)
+    ]
+    np.testing.assert_allclose(reach[1] - 11, 2 * (reach[0] - 11), rtol=1e-6)
+    np.testing.assert_allclose(reach[2] - 11, 4 * (reach[0] - 11), rtol=1e-6)
+
+
+def test_trap_05_landscaper_gives_each_loss_the_coordinates_of_another_point():
+    """``10 x + y`` on a 3x5 grid: 12 of 15 points; on 5x5 its picture is transposed."""
+    ours = lx.surface(
+        Plane(), None, plane_loss, directions=UNIT, points=(3, 5), span=2, progress=False
+    )
+    theirs = other_tools.landscaper.LossLandscape(ours.loss, list(ours.coordinates))
+    expected = 11 + 10 * theirs.coords[:, 0] + theirs.coords[:, 1]
+    print(np.sum(np.abs(theirs.loss.ravel() - expected) > 1e-6))
+    assert np.sum(np.abs(theirs.loss.ravel() - expected) > 1e-6) == 12
+
+    for point in ours.to_xarray()["loss"].stack(point=("alpha", "beta")):
+        assert float(point) == pytest.approx(11 + 10 * float(point.alpha) + float(point.beta))
+
+
+def test_trap_05_the_contour_plot_of_landscaper_is_transposed(monkeypatch):
+    matplotlib.use("agg")
+    drawn = {}
+    real = matplotlib.axes.Axes.contourf
+
+    def contourf(self, x, y, z, **options):
+        drawn.update(x=x, y=y, z=z)
+        return real(self, x, y, z, **options)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "contourf", contourf)
+    axis = np.linspace(-0.5, 0.5, 5)
+    losses = 11 + 10 * axis[:, None] + axis  # [i, j] at (axis[i], axis[j])
+    figure = other_tools.landscaper.LossLandscape(losses, [axis, axis]).show_contour(show=False)
+    assert "First" in figure.axes[0].get_xlabel()
+    np.testing.assert_allclose(drawn["z"], 11 + drawn["x"] + 10 * drawn["y"])  # not 10 x + y
+
+    ours = lx.surface(
+        Plane(), None, plane_loss, directions=UNIT, points=5, span=0.5, progress=False
+    )
+    np.testing.assert_allclose(ours.loss, losses, rtol=1e-6)
+    drawn.clear()
+    ours.plot()
+    print({k: np.shape(v) for k, v in drawn.items()})
+
+
+def test_trap_07_landscaper_replaces_what_is_not_finite_and_adds_noise_to_the_maximum():
+    """NaN becomes the mean, infinity the maximum, and both and the maximum then get noise."""
+
+    def loss(module: nn.Module, batch: object = None) -> Tensor:
+        x, y = position(module)
+        if x > 1.35 and y > 1.35:
+            return torch.tensor(math.nan)
+        return torch.tensor(math.inf) if x < 0.65 and y < 0.65 else module()
+
+    theirs = []
+    for seed in (0, 1):
+        np.random.seed(seed)  # noqa: NPY002  (it draws from the global generator)
+        losses, _ = other_tools.landscaper_surface(Plane(), UNIT, 5, 0.5, lambda m: float(loss(m)))
+        theirs.append(losses)
+    assert np.isfinite(theirs).all()
+    moved = theirs[0] != theirs[1]
+    assert moved.sum() == 2  # the infinite point and the maximum
+    finite = ~moved
+    finite[-1, -1] = False
+    # NaN, at the highest corner of a plane, now looks like the middle
+    assert theirs[0][-1, -1] == pytest.approx(11, abs=1)
+
+    ours = lx.surface(
+        Plane(), None, loss, directions=UNIT, points=5, span=0.4 * math.sqrt(2), progress=False
+    )
+    assert np.isnan(ours.loss[-1, -1])
+    assert ours.loss[0, 0] == math.inf
+    assert np.isfinite(ours.loss).sum() == 23
+    assert ours.nonfinite == 2
+    np.testing.assert_allclose(ours.loss[finite], theirs[0][finite], rtol=1e-5)
+
+
+def test_trap_08_loss_landscapes_replaces_random_biases_by_their_lengths(digits):
+    """It normalises a bias as one filter and then each entry: whatever was drawn, it is |b|."""
+    model, *_ = digits
+    mask = biases(model)
+    first, _ = random_plane_directions(model, seed=0)
+    other, _ = random_plane_directions(model, seed=1)
+    assert cosine(first[mask], other[mask]) > 0.9999
+    assert cosine(first[mask], flat(model.parameters())[mask].abs()) > 0.9999
+
+    ours = lx.directions.random(model, ignore=None).vectors.double()
+    assert abs(cosine(ours[0, mask], ours[1, mask])) < 0.25
+    for name, p in model.named_parameters():
+        if p.ndim == 1:  # one filter, as long as the bias itself
+            drawn = lx.directions.random(model, 1, ignore=None)[0][name]
+            assert float(drawn.norm()) == pytest.approx(float(p.norm()), rel=1e-5)
+
+
+def test_trap_08_landscaper_normalises_tensors_and_not_filters(digits):
+    """A network that computes the same gets another surface: W1 * 10, W2 / 10, the same draw."""
+    _, inputs, labels = digits
+    inputs = inputs.double()
+    model = nn.Sequential(
+        nn.Linear(64, 32, bias=False), nn.ReLU(), nn.Linear(32, 10, bias=False)
+    ).double()
+    rescaled = copy.deepcopy(model)
+    with torch.no_grad():
+        rescaled[0].weight *= 10
+        rescaled[2].weight /= 10
+    draw = [{n: torch.randn_like(p) for n, p in model.named_parameters()} for _ in range(2)]
+    loss = cross_entropy(inputs, labels)
+    assert loss(model) == pytest.approx(loss(rescaled), rel=1e-12)
+
+    theirs = [other_tools.landscaper_surface(m, draw, 5, 0.5, loss)[0] for m in (model, rescaled)]
+    assert np.abs(theirs[0] - theirs[1]).max() > 1
+    ours = [
+        lx.surface(
+            m,
+            [(inputs, labels)],
+            "cross_entropy",
+            directions=draw,
+            normalize="filter",
+            points=5,
+            progress=False,
+        ).loss
+        for m in (model, rescaled)
+    ]
+    assert np.abs(ours[0] - ours[1]).max() < 1e-12
+
+
+def test_trap_10_loss_landscapes_divides_by_zero_at_a_zero_bias():
+    """Every fresh batch norm has one."""
+    model = nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
+    with pytest.raises(ZeroDivisionError):
+        loss_landscapes.random_plane(copy.deepcopy(model), Function(lambda module: 0.0), steps=2)
+
+    directions = lx.directions.random(model, ignore=None)
+    assert directions.axes[0].zero_filters == 1
+    assert torch.isfinite(directions.vectors).all()
+    assert not directions[0]["1.bias"].any()
+
+
+def test_trap_11_the_directions_of_loss_landscapes_are_uniform_and_all_alike(digits):
+    """Cosine 0.75 between the first directions of two planes (of two random lines as well).
+
+    The second direction of a plane is made orthogonal to the first (cosine 0.00), before it is
+    normalised.
+    """
+    model, *_ = digits
+    firsts = [random_plane_directions(model, seed)[0] for seed in range(3)]
+    for a, b in pairwise(firsts):
+        assert cosine(a, b) == pytest.approx(0.75, abs=0.02)
+    drawn = loss_landscapes_parameters.rand_u_like(list(model.parameters()))
+    assert min(float(t.min()) for t in drawn.parameters) >= 0
+
+    ours = [lx.directions.random(model, 1, seed=seed).vectors[0].double() for seed in range(3)]
+    for a, b in pairwise(ours):
+        assert abs(cosine(a, b)) < 0.03
+
+
+def test_trap_12_the_orthogonal_directions_of_landscaper_are_parallel(digits):
+    """It subtracts <v, u> u without dividing by <u, u>: |cosine| 0.997 and more."""
+    model, *_ = digits
+    theirs = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        pair = other_tools.landscaper_utils.generate_random_orthogonal_directions(model, 2)
+        theirs.append(abs(cosine(flat(pair[0]), flat(pair[1]))))
+    assert min(theirs) > 0.99
+
+    for seed in range(5):
+        ours = lx.directions.random(model, seed=seed, orthogonalize=True)
+        assert abs(float(ours.cosine()[0, 1])) < 1e-6
+
+
+def test_trap_13_loss_landscapes_computes_the_norm_anew_while_it_rescales(digits):
+    """Normalised to the length of the model, a direction is 1.7 times as long, and turned."""
+    model, *_ = digits
+    point = loss_landscapes_parameters.ModelParameters([p.detach() for p in model.parameters()])
+    direction = loss_landscapes_parameters.rand_n_like(point)
+    before = flat(direction.parameters)
+    direction.model_normalize_(point)
+    after = flat(direction.parameters)
+    assert float(after.norm()) / point.model_norm() > 1.5
+    assert cosine(before, after) < 0.95
+
+    names = [n for n, _ in model.named_parameters()]
+    parts = before.split([p.numel() for p in model.parameters()])
+    given = lx.directions.given(
+        model,
+        {n: d.view_as(p) for n, d, p in zip(names, parts, model.parameters(), strict=True)},
+    )
+    ours = lx.directions.normalize(given, model, "model").vectors[0].double()
+    assert float(ours.norm()) == pytest.approx(point.model_norm(), rel=1e-6)
+    assert cosine(before, ours) == pytest.approx(1, abs=1e-6)
+
+
+def with_batch_norm(inputs: Tensor) -> nn.Module:
+    """In training mode, with running statistics that differ from those of the data."""
+    model = nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+    nn.init.normal_(model[1].bias)
+    model(inputs)
+    return model
+
+
+@pytest.mark.parametrize("tool", ["loss-landscapes", "landscaper"])
+def test_trap_17_both_evaluate_in_training_mode_and_change_running_statistics(digits, tool):
+    _, inputs, labels = digits
+    model = with_batch_norm(inputs)
+    before = copy.deepcopy(model.state_dict())
+    loss = cross_entropy(inputs, labels)
+    right = loss(copy.deepcopy(model).eval())
+
+    theirs = copy.deepcopy(model)
+    seen: list[float] = []
+
+    def noted(module: nn.Module) -> float:
+        seen.append(loss(module))
+        return seen[-1]
+
+    if tool == "landscaper":
+        draw = other_tools.landscaper_utils.generate_random_orthogonal_directions(theirs, 1)
+        named_draw = dict(zip(dict(theirs.named_parameters()), draw[0], strict=True))
+        other_tools.landscaper_surface(theirs, [named_draw], 3, 0.1, noted)
+        at_center = seen[1]
+    else:
+        at_center = loss_landscapes.point(theirs, Function(noted))
+    assert abs(at_center / right - 1) > 0.05
+    assert int(theirs[1].num_batches_tracked) == len(seen) + 1
+    assert not torch.equal(theirs[1].running_var, before["1.running_var"])
+
+    ours = lx.surface(model, [(inputs, labels)], "cross_entropy", points=3, progress=False)
+    assert ours.loss[1, 1] == pytest.approx(right, rel=1e-6)
+    assert model.training
+    assert model[1].training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_trap_21_loss_landscapes_leaves_the_model_moved_and_without_gradients(digits):
+    """Unless it is told to copy the model: at a distance of 0.7 times its own length."""
+    model, inputs, labels = digits
+    before = flat(model.parameters())
+    theirs = copy.deepcopy(model)
+    loss_landscapes.random_plane(theirs, Function(lambda module: 0.0), steps=7)
+    assert float((flat(theirs.parameters()) - before).norm() / before.norm()) > 0.5
+    assert not any(p.requires_grad for p in theirs.parameters())
+
+    lx.surface(model, [(inputs, labels)], "cross_entropy", points=3, progress=False)
+    assert torch.equal(flat(model.parameters()), before)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_landscaper_restores_the_model_by_copy(digits):
+    """Traps 2 and 21 are not its own."""
+    model, inputs, labels = digits
+    before = copy.deepcopy(model)
+    other_tools.landscaper_surface(
+        model, named(lx.directions.random(model)), 3, 0.5, cross_entropy(inputs, labels)
+    )
+    for a, b in zip(model.parameters(), before.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert a.requires_grad
