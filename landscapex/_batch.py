@@ -19,6 +19,7 @@ Batch: TypeAlias = Any  # a tensor, or tuples, lists and mappings of batches and
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 _HASH_FORMAT = b"landscapex batch 1\n"
+_DESCRIBED = 8  # items of a sequence that a message shows
 _IMMUTABLE = (str, bytes, int, float, complex, bool, type(None))
 
 
@@ -157,7 +158,8 @@ def describe(batch: Batch) -> str:
     if isinstance(batch, Mapping):
         return "{" + ", ".join(f"{k!r}: {describe(v)}" for k, v in batch.items()) + "}"
     if isinstance(batch, (tuple, list)):
-        inside = ", ".join(describe(value) for value in batch)
+        inside = ", ".join(describe(value) for value in batch[:_DESCRIBED])
+        inside += f", ... {len(batch)} in all" if len(batch) > _DESCRIBED else ""
         return f"[{inside}]" if isinstance(batch, list) else f"({inside})"
     return "None" if batch is None else type(batch).__name__
 

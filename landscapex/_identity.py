@@ -153,10 +153,13 @@ def _constants(function: types.FunctionType, depth: int) -> dict[str, JSON]:
 
 
 def _source(thing: Any, code: types.CodeType) -> str:
+    bytecode = f"bytecode {_bytecode(code)}"
     try:
-        return textwrap.dedent(inspect.getsource(thing))
+        text = textwrap.dedent(inspect.getsource(thing))
     except (OSError, TypeError):  # typed into an interpreter, or made by exec
-        return f"bytecode {_bytecode(code)}"
+        return bytecode
+    # Two lambdas in one statement have the same text.
+    return f"{text}{bytecode}" if text.count("lambda") > 1 else text
 
 
 def _bytecode(code: types.CodeType) -> str:

@@ -228,7 +228,7 @@ def _stat_of_proc(pid: int) -> tuple[str, str] | None:
 def _stat_of_ps(pid: int) -> tuple[str, str] | None:
     """The same from ps(1), for macOS."""
     command = ["ps", "-o", "state=,lstart=", "-p", str(pid)]
-    fixed = {"LC_ALL": "C", "TZ": "UTC0", "PATH": os.environ.get("PATH", os.defpath)}
+    fixed = {**os.environ, "LC_ALL": "C", "TZ": "UTC0"}
     try:
         shown = subprocess.run(command, capture_output=True, text=True, env=fixed, timeout=10)
     except (OSError, subprocess.SubprocessError):

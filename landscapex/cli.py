@@ -84,13 +84,13 @@ def demo(
     typer.echo("")
     typer.echo(
         f"{_count(model)} weights trained on {len(data[1]):,} images of handwritten digits, moved "
-        "along two random\ndirections, each filter by at most its own length."
+        "along two random\ndirections, along each by up to the length of every filter."
     )
     typer.echo(_summary(surface))
     typer.echo("")
     typer.echo(f"  {file}  loss and accuracy at {surface.loss.size:,} points (NetCDF)")
     for name, (figure, what) in pictures.items():
-        figure.savefig(out / name, dpi=150)
+        lx.plot.save(figure, out / name)
         typer.echo(f"  {out / name}  {what}")
 
 
@@ -184,10 +184,7 @@ def show(
         )
     figure = result.plot3d(column) if kind is Picture.SURFACE else result.plot(column)
     out = out or file.with_suffix(".png")
-    try:
-        figure.savefig(out, dpi=150)
-    except (OSError, ValueError) as error:  # no such folder; a suffix that matplotlib cannot write
-        raise ArgumentError(f"`--out` must be a picture that can be written: {error}") from error
+    lx.plot.save(figure, out)
     typer.echo(f"Written to {out}.")
 
 

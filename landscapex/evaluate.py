@@ -377,6 +377,7 @@ class _Run:
         with bar:
             for start, stop in _missing(chunks, self._done):
                 values = self._evaluate(start, stop)
+                self.session.snapshot.check_unchanged(contents=True)  # before they are kept
                 if len(values):
                     self._keep(start, values)
                     finished += len(values)
@@ -388,6 +389,7 @@ class _Run:
                         self.options.callback(
                             Progress(finished, total, seconds, columns, points, values)
                         )
+                        self.session.snapshot.check_unchanged(contents=True)
                 if self.interrupts.signum is not None:
                     return
 

@@ -13,7 +13,7 @@ import signal
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -79,6 +79,10 @@ def exclusive(space: ParameterSpace) -> Iterator[Snapshot]:
 
     Yields:
         The snapshot that will be restored.
+
+    Raises:
+        ModelChangedError: If somebody else wrote to the parameters meanwhile.
+        ReentrancyError: If this thread holds the lock already.
     """
     with _lock_of(space.model).held(space.model), _Shield() as shield:
         snapshot = Snapshot(space)
@@ -86,6 +90,7 @@ def exclusive(space: ParameterSpace) -> Iterator[Snapshot]:
             try:
                 snapshot.lend()
                 yield snapshot
+                snapshot.check_unchanged(contents=True)
             finally:
                 shield.up = True
                 snapshot.restore()
@@ -142,8 +147,16 @@ class Snapshot:
         ]
         self._leaves = [(p, p.requires_grad, p.grad) for p in space.model.parameters()]
         self._buffers = [(b, b.detach().clone()) for b in space.model.buffers()]
+        self._starts = [(b, copy, _version(b)) for b, copy in self._buffers]
         self._rng = _rng_state(space.device)
-        self._written: list[tuple[int, int]] | None = None
+        moving = {id(p) for p in space.parameters}
+        self._watched = [
+            (name, p, id(p) in moving)
+            for name, p in space.model.named_parameters(remove_duplicate=False)
+        ]
+        self._written: list[tuple[int | None, int]] | None = self._marks()
+        nowhere = self.center[None][:0]
+        self._point: tuple[Tensor, Tensor, Sequence[float]] = (self.center, nowhere, ())
         self._restored = False
 
     def lend(self) -> None:
@@ -160,44 +173,78 @@ class Snapshot:
         return p.detach().clone() if e.size else p.detach()
 
     def also(self, tensors: list[Tensor]) -> None:
-        """Note further tensors that are about to be written (frozen parameters of a checkpoint)."""
-        self._buffers += [(t, t.detach().clone()) for t in tensors]
+        """Note further tensors that are about to be written: those of a checkpoint.
 
-    def move(self, center: Tensor, directions: Tensor, coordinates: list[float]) -> None:
+        The next `move` takes frozen parameters and buffers as they are then.
+        """
+        self._buffers += [(t, t.detach().clone()) for t in tensors]
+        self._written = None
+
+    def move(self, center: Tensor, directions: Tensor, coordinates: Sequence[float]) -> None:
         """Write a point into the live parameters, and note that it was us.
 
+        Buffers start at every point from the same values, whatever an evaluation did to them.
+
         Raises:
-            ModelChangedError: If someone else wrote to them since the last point.
+            ModelChangedError: If someone else wrote to the parameters since the last point.
         """
-        self.check_unchanged()
+        if self._written is None:
+            self._starts = [
+                (b, b.detach().clone(), _version(b)) for b in self.space.model.buffers()
+            ]
+        else:
+            self.check_unchanged()
+            self._rewind_buffers()
+        self._write(center, directions, coordinates)
+
+    def _write(self, center: Tensor, directions: Tensor, coordinates: Sequence[float]) -> None:
         self.space.move(center, directions, coordinates)
+        self._point = (center, directions, coordinates)
         self._written = self._marks()
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, *, contents: bool = False) -> None:
         """Refuse to go on when somebody else wrote to the parameters.
 
+        Args:
+            contents: Compare every entry too, for those who write to ``parameter.data``, of which
+                nothing else tells.
+
         Raises:
-            ModelChangedError: If the parameters were written to, or replaced, since the last point.
+            ModelChangedError: If parameters were written to, or replaced, since the last point.
         """
         if self._written is None:
             return
-        for e, mine, now in zip(self.space.entries, self._written, self._marks(), strict=True):
-            if mine != now:
-                raise ModelChangedError(
-                    "the model must not be changed while its landscape is computed, but "
-                    f"{e.name} was written to (a training step, load_state_dict, or the loss "
-                    "itself?). The model was put back as it was at the start."
-                )
         for m, _, parameters, _, _ in self._tables:
             for name, p in parameters.items():
                 if m._parameters.get(name) is not p:
-                    raise ModelChangedError(
-                        "the model must not be changed while its landscape is computed, but "
-                        f"{type(m).__name__}.{name} was replaced."
-                    )
+                    raise ModelChangedError(_changed(f"{type(m).__name__}.{name} was replaced"))
+        for (name, _, moves), mine, now in zip(
+            self._watched, self._written, self._marks(), strict=True
+        ):
+            if mine != now:
+                raise ModelChangedError(_changed(f"{name} was written to", moves))
+        if contents:
+            found = self.space.gather()
+            self._write(*self._point)
+            expected = self.space.gather()
+            if not _same_bits(found, expected):
+                names = [
+                    e.name
+                    for e in self.space.entries
+                    if not _same_bits(found[e.offset : e.end], expected[e.offset : e.end])
+                ]
+                raise ModelChangedError(_changed(f"{names[0]} was written to"))
 
-    def _marks(self) -> list[tuple[int, int]]:
-        return [(p._version, p.data_ptr()) for p in self.space.parameters]
+    def _marks(self) -> list[tuple[int | None, int]]:
+        return [(_version(p), p.data_ptr()) for _, p, _ in self._watched]
+
+    def _rewind_buffers(self) -> None:
+        for m, _, _, buffers, _ in self._tables:
+            _put_back(m._buffers, buffers)
+        for k, (b, start, version) in enumerate(self._starts):
+            if _version(b) != version:
+                b.copy_(start)
+                self._starts[k] = (b, start, _version(b))
 
     def restore(self) -> None:
         """Put everything back, by copy; does nothing the second time."""
@@ -225,6 +272,28 @@ class Snapshot:
         self._restored = True
 
 
+def _changed(what: str, moves: bool = True) -> str:
+    """What is wrong with a model that somebody else changed, in words."""
+    copies = (
+        "The model was put back as it was at the start."
+        if moves
+        else "It is not among the parameters that move, so there is no copy to put back."
+    )
+    return (
+        f"the model must not be changed while its landscape is computed, but {what} (a training "
+        f"step, load_state_dict, or the loss itself?). {copies}"
+    )
+
+
+def _version(t: Tensor) -> int | None:
+    return None if t.is_inference() else t._version
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    whole = torch.int32 if a.dtype == torch.float32 else torch.int64
+    return torch.equal(a.view(whole), b.view(whole))
+
+
 def _hooks_of(module: nn.Module) -> dict[str, dict[Any, Any]]:
     return {
         name: dict(table)
@@ -245,9 +314,9 @@ def _rng_state(device: torch.device) -> list[tuple[Callable[[Any], object], Any]
         (np.random.set_state, np.random.get_state()),  # noqa: NPY002  (the user's, to be put back)
         (random.setstate, random.getstate()),
     ]
-    if device.type == "cuda":
+    if torch.cuda.is_initialized():
         states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-    elif device.type == "mps":
+    if device.type == "mps":
         states.append((torch.mps.set_rng_state, torch.mps.get_rng_state()))
     return states
 
@@ -257,8 +326,15 @@ def _set_rng_state(states: list[tuple[Callable[[Any], object], Any]]) -> None:
         put(state)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed torch, NumPy and Python (only inside `exclusive`, which puts them back)."""
-    torch.manual_seed(seed)
+def seed_everything(seed: int, device: torch.device) -> None:
+    """Seed torch, NumPy and Python (only inside `exclusive`, which puts them back).
+
+    Not `torch.manual_seed`: it also seeds devices that were never used, and takes 2 ms for that.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    if device.type == "mps":
+        torch.mps.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  (user code draws from the global generator)
     random.seed(seed)

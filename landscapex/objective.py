@@ -224,7 +224,7 @@ class Objective:
             try:
                 for g in generators:
                     g.manual_seed(_FREEZE_SEED)
-                seed_everything(_FREEZE_SEED)
+                seed_everything(_FREEZE_SEED, device)
                 self._frozen = {
                     name: batches.freeze(
                         d, device=device, cache=self._cache, batch_size=self._batch_size, name=name
@@ -284,7 +284,7 @@ class Session:
         """Loss and metrics of the model as it stands (at the centre, if nothing moved it)."""
         self._require_open()
         values = self.engine.here(poll)
-        self.snapshot.check_unchanged()
+        self.snapshot.check_unchanged(contents=True)
         return values
 
     def gradient(self) -> Tensor:

@@ -120,7 +120,8 @@ def _to_host(*columns: list[Any]) -> list[np.ndarray[Any, Any]]:
             else:
                 host[c][i] = value
     for group in groups.values():
-        stacked = torch.stack([value.detach() for _, _, value in group]).cpu().double().tolist()
+        with torch.no_grad():
+            stacked = torch.stack([value for _, _, value in group]).cpu().double().tolist()
         for (c, i, _), number in zip(group, stacked, strict=True):
             host[c][i] = number
     return host

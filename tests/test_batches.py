@@ -171,7 +171,7 @@ def test_bad_batch_sizes_are_refused(size):
 
 
 def test_bad_cache_is_refused():
-    with pytest.raises(ArgumentError, match="`cache` must be one of 'auto', .* got 'disk'"):
+    with pytest.raises(ArgumentError, match=r"`cache` must be one of 'auto', .* got 'disk'"):
         freeze(data(), device=CPU, cache="disk")
 
 
@@ -417,6 +417,7 @@ def test_sample_count(batch, count):
 def test_describe_writes_structure_dtypes_and_shapes():
     batch = {"x": torch.zeros(2, 3), "y": [1, (None,)]}
     assert describe(batch) == "{'x': float32 [2, 3], 'y': [int, (None)]}"
+    assert describe(["text"] * 500) == "[str, str, str, str, str, str, str, str, ... 500 in all]"
 
 
 # --- Hashes -------------------------------------------------------------------------------------

@@ -18,14 +18,13 @@ def num_right(model, inputs, labels):
 
 def test_the_bundled_network_is_as_accurate_as_its_docstring_says():
     model, (inputs, labels), loss = examples.digits()
-    assert num_right(model, inputs, labels) == 1433
-    assert num_right(model, *examples.digits_test()) == 330
-    assert "1,433" in examples.digits.__doc__
-    assert "330 of the 360" in examples.digits.__doc__
+    assert num_right(model, inputs, labels) == len(labels) == 1437
+    assert num_right(model, *examples.digits_test()) == 324
+    assert "324 of the 360" in examples.digits.__doc__
     with torch.no_grad():
         centre = getattr(F, loss)(model.double()(inputs.double()), labels)
-    assert centre.item() == pytest.approx(0.0241121, rel=1e-4)
-    assert sum(p.numel() for p in model.parameters()) == 14_026
+    assert centre.item() == pytest.approx(0.0179894, rel=1e-4)
+    assert sum(p.numel() for p in model.parameters()) == 14_490
     assert not model.training
 
 
@@ -49,8 +48,8 @@ def test_each_call_returns_its_own_network():
 @pytest.mark.usefixtures("generators_untouched")
 def test_training_gives_a_network_as_good_as_the_bundled_one():
     model = examples.train_digits(seed=0)
-    assert num_right(model, *examples.digits()[1]) >= 1400
-    assert num_right(model, *examples.digits_test()) >= 310
+    assert num_right(model, *examples.digits()[1]) >= 1420
+    assert num_right(model, *examples.digits_test()) >= 315
     assert all(p.grad is None for p in model.parameters())
 
 

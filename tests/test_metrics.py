@@ -129,6 +129,10 @@ def test_one_column_of_logits_is_binary_and_not_one_class():
     assert measured(Own(), "accuracy", logits, target)["accuracy"] == pytest.approx(expected)
     found = measured(Own(), "accuracy", logits[:, 0], target)
     assert found["accuracy"] == pytest.approx(expected)
+    some = torch.where(torch.arange(11) < 5, -100, target)
+    found = measured(Own(), ["accuracy", "error"], -logits.abs(), some)
+    kept = (target[5:] == 0).double().mean().item()
+    assert (found["accuracy"], found["error"]) == (pytest.approx(kept), pytest.approx(1 - kept))
 
 
 def test_nan_outputs_are_never_right():
@@ -164,9 +168,12 @@ def test_causal_accuracy_compares_the_next_token():
         def forward(self, logits, labels):
             return SimpleNamespace(loss=logits.mean(), logits=logits)
 
-    logits, labels = draw(11, 5, 7), torch.where(integers(4, 11, 5) == 0, -100, integers(7, 11, 5))
+    labels = torch.where(integers(4, 11, 5) == 0, -100, integers(7, 11, 5, seed=2))
+    logits = draw(11, 5, 7)
+    logits[:9, :-1] += 9 * nn.functional.one_hot(labels[:9, 1:].clamp(min=0), 7)
     rows = logits[:, :-1].flatten(0, 1).tolist()
     expected = literal_top(rows, labels[:, 1:].flatten().tolist(), 1)
+    assert 0.7 < expected < 1
     found = measured(None, "accuracy", logits, labels, model=TinyCausalLM())
     assert found["accuracy"] == pytest.approx(expected, rel=1e-12)
 

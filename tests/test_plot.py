@@ -28,6 +28,7 @@ from landscapex.results import Surface
 from landscapex.store import AxisInfo, RunHeader
 
 PNG = b"\x89PNG\r\n\x1a\n"
+GAMMA = "\N{GREEK SMALL LETTER GAMMA}"
 UNIT = "1 = the length of the weights, filter by filter (‖d‖ = {})"
 
 
@@ -178,6 +179,9 @@ def test_fault_11_holes_are_counted_and_left_out():
     drawn = np.ma.getmaskarray(mesh_of(ax).get_array()).reshape(len(Y), len(X)).T
     np.testing.assert_array_equal(drawn, ~np.isfinite(surface.loss))
     assert [p for p in ax.patches if isinstance(p, Rectangle) and p.get_hatch()]
+    (darker,) = [c for c in ax.collections if isinstance(c, QuadMesh) and c.get_alpha()]
+    cells = ~np.ma.getmaskarray(darker.get_array()).reshape(len(Y), len(X)).T
+    np.testing.assert_array_equal(cells, surface.evaluated & ~np.isfinite(surface.loss))
 
 
 def test_fault_11_holes_in_a_relief_have_no_polygon():
@@ -249,6 +253,22 @@ def test_explicit_levels_are_drawn_and_bound_the_colours():
     assert filled.levels[[0, -1]].tolist() == [0.5, 1.5]
     assert filled.extend == "both"
     assert [t.get_text() for t in colorbar_of(figure).get_yticklabels()] == ["0.5", "1", "1.5"]
+
+
+def test_a_level_outside_the_data_is_neither_drawn_nor_does_it_stretch_the_bar():
+    figure = plot.contour(make(BOWL, X, Y), levels=[99])
+    assert contours_of(figure.axes[0])[1] is None
+    np.testing.assert_allclose(colorbar_of(figure).get_ylim(), [BOWL.min(), BOWL.max()])
+
+
+def test_a_relief_of_a_fine_grid_reaches_its_border_and_says_what_is_drawn():
+    x = np.linspace(-1, 1, 400)
+    ax = plot.surface3d(make(1 + x[:, None] ** 2 + Y[:3], x, Y[:3])).axes[0]
+    assert "relief: 1 in 3 points along each axis" in legend_texts(ax)
+    (surface,) = [c for c in ax.collections if isinstance(c, Poly3DCollection)]
+    corners = np.asarray(surface._faces)
+    assert (corners[..., 0].min(), corners[..., 0].max()) == (-1, 1)
+    assert len(corners) < 151
 
 
 # ---------------------------------------------------------------- readable

@@ -306,7 +306,7 @@ def renamed(old: str, new: str):
         (lambda d: d.drop_vars("evaluated"), "must have a boolean variable 'evaluated'"),
         (lambda d: d.assign(evaluated=d["loss"]), "must have a boolean variable 'evaluated'"),
         (lambda d: d.drop_vars("loss"), r"`columns` must begin with 'loss', got \('accuracy',\)"),
-        (lambda d: d.assign(loss=d["evaluated"].astype("f4")), "must hold float64 over .* got float32"),
+        (lambda d: d.assign(loss=d["evaluated"].astype("f4")), "must hold float64 .* got float32"),
         (lambda d: d.assign(loss=d["loss"].T), r"must hold float64 over \('alpha', 'beta'\), got"),
         (lambda d: d.assign(evaluated=~d["evaluated"]), "NaN where not evaluated, see 'loss'"),
         (lambda d: d.assign_attrs(provenance="{"), "an attribute provenance, a JSON object"),
@@ -324,7 +324,7 @@ def test_a_dataset_that_is_no_surface_is_refused(out, change, message):
 
 
 def test_only_a_dataset_makes_a_result():
-    with pytest.raises(ArgumentTypeError, match="`dataset` must be an xarray.Dataset, got dict"):
+    with pytest.raises(ArgumentTypeError, match=r"`dataset` must be an xarray\.Dataset, got dict"):
         Surface({})
 
 
@@ -463,7 +463,7 @@ def test_shards_of_different_runs_are_not_merged(out):
     run_shard(out, 0, 2)
     run_shard(out, 1, 2, make_header(3, 5, fingerprint={"parameters": "0"}))
     before = sorted(os.listdir(out.parent))
-    with pytest.raises(ResumeMismatchError, match="parameters: 3fa2c1 -> 0"):
+    with pytest.raises(ResumeMismatchError, match=r"parameters: 3fa2c1 -> 0"):
         results.merge(out)
     assert sorted(os.listdir(out.parent)) == before
 

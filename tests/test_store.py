@@ -262,7 +262,10 @@ def test_without_fdatasync_fsync_is_used(out, monkeypatch):
         calls.clear()
         j.append(0, VALUES[:4])
         j.sync()
+        j.sync()  # has nothing to do
         assert len(calls) == 1
+        j.append(4, VALUES[4:8])
+    assert len(calls) == 2  # closing syncs
 
 
 # Fault 1
@@ -725,6 +728,20 @@ def test_fault_06_of_many_that_find_a_stale_lock_one_takes_it(out):
         os.close(ready)
         assert winners == b"!"
         assert sorted(statuses) == [0, 1, 1, 1, 1, 1]
+
+
+def test_fault_06_a_lock_that_somebody_was_faster_to_take_over_is_respected(out, monkeypatch):
+    path = lock_of(out, pid=dead_pid())
+
+    def somebody_is_faster(descriptor: int) -> None:
+        monkeypatch.undo()
+        path.unlink()
+        lock_of(out, host="elsewhere")
+
+    monkeypatch.setattr(_lock, "_exclude_others", somebody_is_faster)
+    with pytest.raises(OutputError, match="on elsewhere has been writing it"):
+        Journal.open(out, HEADER)
+    assert json.loads(path.read_text())["host"] == "elsewhere"
 
 
 def test_fault_06_without_advisory_locks_it_works_all_the_same(out, monkeypatch):

@@ -122,7 +122,7 @@ def add_colorbar(
     """
     cmap, norm = colors_for(scale)
     first, last = scale.limits()
-    ticks = lines[(lines >= first) & (lines <= last)]
+    ticks = inside = lines[(lines >= first) & (lines <= last)]
     if scale.constant:
         ticks = scale.forward([scale.low])
     elif ticks.size < 2:
@@ -134,7 +134,7 @@ def add_colorbar(
     bar.set_ticks(ticks.tolist(), labels=scale.texts(ticks))
     bar.minorticks_off()
     bar.set_label(scale.label(column), parse_math=False)
-    bar.ax.hlines(lines, 0, 1, colors=line_colors(scale, lines), linewidths=0.9)
+    bar.ax.hlines(inside, 0, 1, colors=line_colors(scale, inside), linewidths=0.9)
 
 
 def add_header(

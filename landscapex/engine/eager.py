@@ -120,7 +120,7 @@ class EagerEngine:
 
     def _evaluate(self, poll: Poll | None) -> tuple[list[float], tuple[str, ...]]:
         if self.common_seed:
-            seed_everything(_COMMON_SEED)
+            seed_everything(_COMMON_SEED, self.space.device)
         values: list[float] = []
         names: list[str] = []
         with self._grad_mode(), self._mode():

@@ -172,7 +172,7 @@ Groups some_groups() {
   Groups g;
   g.runs = {{0, 1, 27, 27},    {27, 1, 0, 1500}, {1530, 1, 0, 5000}, {6530, 40, 20, 9},
             {6540, 40, 20, 9}, {7330, 0, 1, 1},  {7330, 70, 30, 29}, {9430, 1, 0, 570}};
-  g.first = {0, 1, 2, 2, 3, 5, 8};  // one group without runs, one with two, one with three
+  g.first = {0, 1, 2, 2, 3, 5, 7, 8};  // one group without runs, two with two
   g.segments = {0};
   for (const Run& run : g.runs)
     g.segments.push_back(g.segments.back() + num_segments(run.count * run.inner));
@@ -315,52 +315,61 @@ void test_gaussian() {
         {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1});
 }
 
-constexpr int64_t kFar = (int64_t{1} << 31) + 5;
-
-void test_wide_perturb() {
-  constexpr int64_t kCount = 59, kTotal = kFar + kCount;
-  const Reserved<float> center(kTotal), directions(2 * kTotal);
-  const double coordinates[] = {2.0, 3.0};
+// Entries from `far` on, of k directions: beyond 2^31 as an entry, or as row times P.
+void check_wide_perturb(int64_t far, int64_t k) {
+  constexpr int64_t kCount = 59;
+  const int64_t size = far + kCount;
+  const Reserved<float> center(size), directions(k * size);
+  const Buffer<double> coordinates(static_cast<size_t>(k), [] { return 2.0; });
   for (int64_t i = 0; i < kCount; ++i) {
-    center.data[kFar + i] = static_cast<float>(i);
-    directions.data[kFar + i] = 1.0f;
-    directions.data[kTotal + kFar + i] = 10.0f;
+    center.data[far + i] = static_cast<float>(i);
+    directions.data[(k - 1) * size + far + i] = 16.0f;
   }
   const Buffer<float> cpu(kCount), cuda(kCount);
-  PerturbTensor tensor = {cpu.get(), kFar, Dtype::kFloat32};
-  const PerturbArgs args = {&tensor,     1, center.data, directions.data,
-                            coordinates, 2, kTotal,      Dtype::kFloat32};
-  cpu::perturb(args, kFar, kTotal);
+  PerturbTensor tensor = {cpu.get(), far, Dtype::kFloat32};
+  const PerturbArgs args = {&tensor,           1, center.data, directions.data,
+                            coordinates.get(), k, size,        Dtype::kFloat32};
+  cpu::perturb(args, far, size);
   tensor.data = cuda.get();
-  cuda::perturb(args, coordinates, nullptr);
+  cuda::perturb(args, coordinates.get(), nullptr);
+  bool right = true;
   for (int64_t i = 0; i < kCount; ++i) {
     const float want = static_cast<float>(i) + 32.0f;
-    expect(cpu.get()[i] == want && cuda.get()[i] == want, "perturb beyond 2^31 entries");
+    right &= cpu.get()[i] == want && cuda.get()[i] == want;
   }
+  expect(right, "perturb beyond 2^31");
 }
 
-void test_wide_filter_normalize() {
-  constexpr int64_t kTotal = kFar + 40;
-  const Reserved<float> center(kTotal), cpu(2 * kTotal), cuda(2 * kTotal);
-  const Run run = {kFar, 2, 20, 20};
+void check_wide_filter_normalize(int64_t far, int64_t k) {
+  constexpr int64_t kCount = 40;
+  const int64_t size = far + kCount;
+  const Reserved<float> center(size), cpu(k * size), cuda(k * size);
+  const Run run = {far, 2, 20, 20};
   const int64_t first[] = {0, 1}, segments[] = {0, 1}, group_of[] = {0};
-  for (int64_t i = 0; i < 40; ++i) {
-    center.data[kFar + i] = 6.0f;
-    for (const auto* d : {&cpu, &cuda}) d->data[kTotal + kFar + i] = 3.0f;
+  for (int64_t i = 0; i < kCount; ++i) {
+    center.data[far + i] = 6.0f;
+    for (const auto* d : {&cpu, &cuda}) d->data[(k - 1) * size + far + i] = 3.0f;
   }
-  double norms[3] = {}, sums[3] = {};
-  FilterNormalizeArgs args = {cpu.data, center.data, &run, first, segments,        norms,
-                              2,        kTotal,      1,    1,     Dtype::kFloat32, false};
-  cpu::sum_segments(args, sums, 0, 1);
-  cpu::sum_groups(args, sums, 0, 1);
+  const Buffer<double> norms(static_cast<size_t>(k + 1)), sums(static_cast<size_t>(k + 1));
+  FilterNormalizeArgs args = {cpu.data, center.data, &run, first, segments,        norms.get(),
+                              k,        size,        1,    1,     Dtype::kFloat32, false};
+  cpu::sum_segments(args, sums.get(), 0, 1);
+  cpu::sum_groups(args, sums.get(), 0, 1);
   cpu::scale_segments(args, group_of, 0, 1);
   args.directions = cuda.data;
   cuda::filter_normalize(args, nullptr);
-  for (int64_t i = 0; i < 40; ++i) {
-    const int64_t at = kTotal + kFar + i;
-    expect(std::fabs(cpu.data[at] - 6.0f) < 1e-5f && cuda.data[at] == cpu.data[at],
-           "filter_normalize beyond 2^31 entries");
-  }
+  bool right = true;
+  for (int64_t at = (k - 1) * size + far; at < (k - 1) * size + far + kCount; ++at)
+    right &= std::fabs(cpu.data[at] - 6.0f) < 1e-5f && cuda.data[at] == cpu.data[at];
+  expect(right, "filter_normalize beyond 2^31");
+}
+
+void test_wide() {
+  constexpr int64_t kEntries = (int64_t{1} << 31) + 5, kRows = (int64_t{1} << 30) + 5;
+  check_wide_perturb(kEntries, 1);
+  check_wide_perturb(kRows, 3);
+  check_wide_filter_normalize(kEntries, 1);
+  check_wide_filter_normalize(kRows, 3);
 }
 
 }  // namespace
@@ -375,8 +384,7 @@ int main(int argc, char** argv) {
     test_perturb();
     test_filter_normalize();
     test_gaussian();
-    if (argc > 2) test_wide_perturb();
-    if (argc > 2) test_wide_filter_normalize();
+    if (argc > 2) test_wide();
   } catch (const emul::Error& error) {
     expect(false, error.what());
   }

@@ -125,7 +125,7 @@ BUGS = [
         "static_cast<int>(k) * static_cast<int>(args.num_params);",
         "address",
         wide=True,
-        says="SEGV|overflow",
+        says="signed integer overflow",
     ),
     Bug(
         "32-bit row offset on the CPU",
@@ -134,7 +134,7 @@ BUGS = [
         "? static_cast<const T*>(args.directions) + int(k) * int(args.num_params)",
         "address",
         wide=True,
-        says="SEGV|overflow",
+        says="signed integer overflow",
     ),
     Bug(
         "32-bit address of an entry",
@@ -171,8 +171,8 @@ BUGS = [
     Bug(
         "wrong tensor at its first entry",
         "perturb.cu",
-        "if (args.start[middle] <= i) {",
-        "if (args.start[middle] < i) {",
+        "while (i >= args.start[t + 1]) ++t;",
+        "while (i > args.start[t + 1]) ++t;",
         "plain",
     ),
     Bug(
@@ -191,7 +191,7 @@ BUGS = [
         "directions[int(k) * int(args.num_params) + i]",
         "address",
         wide=True,
-        says="SEGV|overflow",
+        says="signed integer overflow",
     ),
     Bug(
         "32-bit index on the CPU",
@@ -200,7 +200,7 @@ BUGS = [
         "d[int(k) * int(stride) + i]",
         "address",
         wide=True,
-        says="SEGV|overflow",
+        says="signed integer overflow",
     ),
     Bug(
         "a thread writes its neighbour's entries",
