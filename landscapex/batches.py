@@ -41,7 +41,9 @@ from landscapex._batch import (
 from landscapex.errors import ArgumentError, ArgumentTypeError, DataError, EmptyDataError
 
 CACHES = ("auto", "device", "host", "none")
-DEFAULT_BATCH_SIZE = 256
+_BATCH_BYTES = 1 << 19  # of a batch of tensors: small enough for a cache, large enough for a call
+_BATCH_SAMPLES = (32, 2048)  # but never fewer or more than this
+_DATASET_BATCH = 64  # for datasets, whose samples are not known before they are read
 _PROBED_SAMPLES = 4  # read twice to notice augmentation; a coin flip stays hidden with p = 1/16
 
 
@@ -173,8 +175,9 @@ def freeze(
         cache: ``"device"`` keeps them on `device`, ``"host"`` in main memory (pinned when `device`
             is a GPU); ``"none"`` reads `data` again for each pass and compares hashes; ``"auto"``
             takes the first of these three that fits into half of the free memory.
-        batch_size: Samples per batch for tensors and datasets, 256 if None. Loaders and iterables
-            form their own batches.
+        batch_size: Samples per batch for tensors and datasets; None takes about half a megabyte
+            of tensors (32 to 2,048 samples), or 64 samples of a dataset. Loaders and iterables form
+            their own batches.
         name: What the data are called in messages.
 
     Returns:
@@ -288,13 +291,12 @@ def _source(data: Any, batch_size: int | None, name: str) -> tuple[Iterable[Batc
     """Find out what kind of data these are; returns an iterable of batches, and notes."""
     if data is None:
         return (None,), []
-    size = batch_size or DEFAULT_BATCH_SIZE
     if isinstance(data, (Tensor, Mapping)) or (
         isinstance(data, tuple) and any(isinstance(item, Tensor) for item in data)
     ):
-        return _slices(data, size, name), []
+        return _slices(data, batch_size, name), []
     if isinstance(data, Dataset):
-        return DataLoader(data, batch_size=size), []
+        return DataLoader(data, batch_size=batch_size or _DATASET_BATCH), []
     if isinstance(data, (str, bytes, np.ndarray)) or not isinstance(data, Iterable):
         raise ArgumentTypeError(
             f"`{name}` must be a DataLoader, an iterable of batches, a tuple or mapping of "
@@ -304,7 +306,7 @@ def _source(data: Any, batch_size: int | None, name: str) -> tuple[Iterable[Batc
     return data, [] if batch_size is None else [ignored]
 
 
-def _slices(data: Any, size: int, name: str) -> _Slices:
+def _slices(data: Any, size: int | None, name: str) -> _Slices:
     items = {None: data} if isinstance(data, Tensor) else data
     items = items if isinstance(items, Mapping) else dict(enumerate(items))
     if not items:
@@ -319,7 +321,16 @@ def _slices(data: Any, size: int, name: str) -> _Slices:
         raise DataError(
             f"The tensors of `{name}` must have one common first dimension, got {describe(data)}."
         )
-    return _Slices(data, size)
+    return _Slices(data, size or _default_batch_size(list(items.values())))
+
+
+def _default_batch_size(tensors: list[Tensor]) -> int:
+    """Samples that go through a network together: the fewer, the larger each of them is."""
+    fewest, most = _BATCH_SAMPLES
+    if any(t.ndim > 1 and not t.is_floating_point() for t in tensors):
+        return fewest  # tokens: an embedding makes each of them a vector
+    sample_bytes = sum(t.numel() * t.element_size() for t in tensors) // max(1, len(tensors[0]))
+    return max(fewest, min(most, _BATCH_BYTES // max(1, sample_bytes)))
 
 
 def _versions(batch: Batch) -> tuple[int, ...]:

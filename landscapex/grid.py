@@ -13,6 +13,7 @@ from landscapex.errors import ArgumentTypeError, GridError
 
 AXIS_NAMES = ("alpha", "beta", "gamma")
 CONFIRM_ABOVE = 1_000_000  # grid points
+_ROUNDING = 4 * np.finfo(np.float64).eps
 _MOST = 100_000_000  # grid points; the bookkeeping of more would not fit into common memories
 
 Span = None | float | Sequence[float] | Sequence[Sequence[float]]
@@ -94,6 +95,8 @@ def _axis(lo: float, hi: float, n: int) -> np.ndarray:
     i = np.arange(n, dtype=np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         values = (lo * (n - 1 - i) + hi * i) / (n - 1)
+    # -0.3, 0, 0.3, ... to 0.9: rounding must not keep the centre from being a point
+    values[np.abs(values) < _ROUNDING * max(abs(lo), abs(hi))] = 0.0
     if not np.isfinite(values).all() or (np.diff(values) <= 0).any():
         raise GridError(
             f"`span` must hold {n} different numbers, got ({lo}, {hi}), too narrow or too wide."

@@ -158,7 +158,7 @@ def differences(stored: RunHeader, mine: RunHeader) -> list[str]:
             next((axis.values for axis in header.axes if axis.name == name), ())
             for header in (stored, mine)
         )
-        if _bits(old) != _bits(new):
+        if old != new:
             pairs[f"axis {name}"] = _describe(old, new)
     for name in dict.fromkeys((*stored.fingerprint, *mine.fingerprint)):
         pairs[name] = stored.fingerprint.get(name), mine.fingerprint.get(name)
@@ -216,17 +216,11 @@ def _plain(value: Any, name: str) -> Any:
     return copy
 
 
-def _bits(values: tuple[float, ...]) -> bytes:
-    return np.array(values, dtype=np.float64).tobytes()
-
-
 def _describe(old: tuple[float, ...], new: tuple[float, ...]) -> tuple[str, str]:
     """Two lists of coordinates in a few words that differ."""
     words = [f"{len(v)} points from {v[0]!r} to {v[-1]!r}" if v else "none" for v in (old, new)]
     if words[0] == words[1]:
-        i = next(
-            i for i, (a, b) in enumerate(zip(old, new, strict=True)) if _bits((a,)) != _bits((b,))
-        )
+        i = next(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
         words = [f"{v[i]!r} at point {i}" for v in (old, new)]
     return words[0], words[1]
 

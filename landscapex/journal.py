@@ -317,9 +317,7 @@ def find_journals(out: str | os.PathLike[str]) -> list[Path]:
     except OSError:
         return []
     found = [name for name in names if name != result.name and _NAME.sub("", name) == result.name]
-    found.sort(
-        key=lambda name: [int(n) for n in re.findall(r"\d+", name[len(result.name) :])][::-1]
-    )
+    found.sort(key=lambda name: [int(n) for n in re.findall(r"\d+", name[len(result.name) :])])
     return [result.with_name(name) for name in found]
 
 

@@ -152,7 +152,7 @@ def gram_schmidt(vectors: Tensor) -> Tensor:
     return torch.stack(done)
 
 
-def running_statistics(module: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def running_statistics(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Plain averages over the batches of their means and unbiased variances, per channel."""
     means, variances = [], []
     for x in batches:

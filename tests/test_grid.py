@@ -32,6 +32,15 @@ def test_trap_03_the_centre_is_a_node_of_an_odd_symmetric_grid(span, points):
     assert grid.holds_center
 
 
+@pytest.mark.parametrize(
+    ("span", "points", "node"), [((-0.3, 0.9), 5, 1), ((-0.1, 0.2), 4, 1), ((-0.7, 0.1), 9, 7)]
+)
+def test_trap_03_rounding_does_not_move_the_centre_off_its_node(span, points, node):
+    grid = make_grid(1, span, points)
+    assert grid.axes[0][node] == 0.0
+    assert grid.holds_center
+
+
 def test_trap_03_a_grid_without_the_centre_says_so():
     assert not make_grid(1, 1.0, 4).holds_center
     assert not make_grid(2, 1.0, (5, 4)).holds_center

@@ -1005,6 +1005,14 @@ def test_identity_of_code_without_source_is_its_bytecode():
     assert "bytecode" in str(a)
 
 
+def test_identity_sees_global_constants():
+    spaces = [{"SCALE": 2.0}, {"SCALE": 3.0}]
+    for space in spaces:
+        exec("def f(model, batch): return SCALE * batch.sum()", space)
+    a, b = (resolve(space["f"], model=Pass()).identity for space in spaces)
+    assert a != b
+
+
 def test_identity_does_not_follow_the_weights_of_the_model():
     model = nn.Linear(2, 1)
 
@@ -1016,7 +1024,8 @@ def test_identity_does_not_follow_the_weights_of_the_model():
         def forward(self, output, target):
             return output.sum()
 
-    closed = resolve(lambda m, batch: model(batch).sum(), model=model)
+    weight = model.weight
+    closed = resolve(lambda m, batch: model(batch).sum() + weight.sum(), model=model)
     held = resolve(Holds(), model=model)
     before = closed.identity, held.identity
     with torch.no_grad():

@@ -351,7 +351,28 @@ def test_trap_08_loss_landscapes_replaces_random_biases_by_their_lengths(digits)
 
 
 def test_trap_08_landscaper_normalises_tensors_and_not_filters(digits):
-    """A network that computes the same gets another surface: W1 * 10, W2 / 10, the same draw."""
+    """Of the same Gaussian draw: relative to the weights, one filter moves 4 times as far."""
+    model, *_ = digits
+    drawn = lx.directions.random(model, 1, normalize=None)
+    theirs = other_tools.landscaper_directions(model, named(drawn))
+    ours = named(lx.directions.normalize(drawn, model, "filter"))
+
+    def relative(direction: dict[str, Tensor]) -> Tensor:
+        """The length of each filter in that of the model's own."""
+        return torch.cat(
+            [
+                direction[name].double().norm(dim=1) / p.detach().double().norm(dim=1)
+                for name, p in model.named_parameters()
+                if p.ndim == 2
+            ]
+        )
+
+    assert float(relative(theirs[0]).max() / relative(theirs[0]).min()) > 3
+    assert relative(ours[0]).numpy() == pytest.approx(1, rel=1e-5)
+
+
+def test_trap_08_landscaper_gives_another_surface_to_a_network_that_computes_the_same(digits):
+    """``W1 * 10``, ``W2 / 10``, the same draw: its steps do not follow the lengths of weights."""
     _, inputs, labels = digits
     inputs = inputs.double()
     model = nn.Sequential(
@@ -454,7 +475,7 @@ def with_batch_norm(inputs: Tensor) -> nn.Module:
     """In training mode, with running statistics that differ from those of the data."""
     model = nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
     nn.init.normal_(model[1].bias)
-    model(inputs)
+    model(10 * inputs)
     return model
 
 

@@ -255,8 +255,9 @@ def test_explicit_levels_are_drawn_and_bound_the_colours():
     assert [t.get_text() for t in colorbar_of(figure).get_yticklabels()] == ["0.5", "1", "1.5"]
 
 
-def test_a_level_outside_the_data_is_neither_drawn_nor_does_it_stretch_the_bar():
-    figure = plot.contour(make(BOWL, X, Y), levels=[99])
+@pytest.mark.parametrize("level", [-1, 99])
+def test_a_level_outside_the_data_is_neither_drawn_nor_does_it_stretch_the_bar(level):
+    figure = plot.contour(make(BOWL, X, Y), levels=[level])
     assert contours_of(figure.axes[0])[1] is None
     np.testing.assert_allclose(colorbar_of(figure).get_ylim(), [BOWL.min(), BOWL.max()])
 
@@ -330,12 +331,13 @@ def test_the_smallest_grids_are_drawn(shape):
     assert contours_of(plot.contour(surface).axes[0])[1] is not None
 
 
-@pytest.mark.parametrize("name", ["contour", "line", "compare", "slices"])
+@pytest.mark.parametrize("name", ["contour", "surface3d", "line", "compare", "slices"])
 def test_no_text_is_cut_off_or_covers_another(name):
     bowl = make({"loss": TILTED, "accuracy": 1 / (1 + BOWL)}, X, Y, title="A run " * 20)
     curve = make({"loss": TILTED[:, 4], "accuracy": 1 / (1 + X**2)}, X, title="A run " * 20)
     figure = {
         "contour": lambda: plot.contour(bowl),
+        "surface3d": lambda: plot.surface3d(bowl),
         "line": lambda: plot.line(curve, column=["loss", "accuracy"]),
         "compare": lambda: plot.compare(bowl, bowl, bowl, bowl, bowl, labels=list("abcde")),
         "slices": lambda: plot.slices(volume()),
@@ -377,6 +379,16 @@ def test_level_labels_keep_away_from_marks_border_and_each_other():
     assert written <= set(scale.texts(scale.levels()))
 
 
+def test_saving_keeps_what_hangs_out_of_the_figure():
+    figure = plot.contour(make(BOWL, X, Y))
+    figure.text(1.4, 0.5, "outside")
+    narrow, wide = io.BytesIO(), io.BytesIO()
+    figure.savefig(narrow, bbox_inches=None)
+    figure.savefig(wide)
+    sizes = [mpl.image.imread(io.BytesIO(b.getvalue())).shape[1] for b in (narrow, wide)]
+    assert sizes[1] > 1.3 * sizes[0]
+
+
 def test_axes_say_what_one_unit_is():
     ax = plot.contour(make(BOWL, X, Y)).axes[0]
     assert ax.get_xlabel().split("\n")[0] == "\N{GREEK SMALL LETTER ALPHA}, random direction 1"
@@ -403,6 +415,7 @@ def test_text_of_a_user_is_never_read_as_mathematics():
     ("units", "factor", "aspect"),
     [
         (["1 = x (2)", "1 = x (3)"], 1, 1.0),
+        (["1 = x, ‖d‖ = 1.5e-3", "1 = x, ‖d‖ = 2"], 1, 1.0),
         (["1 = x", "1 = y"], 1, "auto"),
         (["1 = x", "1 = x"], 30, "auto"),
     ],

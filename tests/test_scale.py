@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 
+import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
-from landscapex._pictures.contours import colors_for
+from landscapex._pictures.contours import colors_for, line_colors
 from landscapex._pictures.scale import choose, distinct_texts, round_values
 
 A, B = np.meshgrid(np.linspace(-1, 1, 13), np.linspace(-1, 1, 11), indexing="ij")
@@ -101,5 +103,17 @@ def test_round_values_are_the_nearest_doubles():
 def test_both_signs_get_a_map_that_is_white_at_zero():
     cmap, norm = colors_for(choose([BOWL - 1]))
     assert (cmap, norm(0.0)) == ("RdBu_r", 0.5)
+    below = colors_for(choose([1 - BOWL]))[1]
+    assert (below.vmin, below.vmax) == (1 - BOWL.max(), BOWL.max() - 1)
     assert colors_for(choose([BOWL]))[0] == "viridis"
     assert colors_for(choose([-BOWL]))[0] == "viridis"
+
+
+def test_level_lines_stand_out_from_the_colours_beside_them():
+    for values in (BOWL, -BOWL, BOWL - 1, np.exp(9 * BOWL)):
+        scale = choose([values])
+        cmap, norm = colors_for(scale)
+        places = np.linspace(*scale.limits(), 21)
+        for place, color in zip(places, line_colors(scale, places), strict=True):
+            bright = sum(np.array(to_rgb(mpl.colormaps[cmap](norm(place)))) * [0.21, 0.72, 0.07])
+            assert abs(bright - (color == "white")) > 0.35

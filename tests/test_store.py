@@ -107,6 +107,7 @@ def test_trap_06_no_value_means_not_computed(out):
     with Journal.open(out, header) as j:
         j.append(1, np.array([[0.0], [-3.0], [np.nan]]))
         assert j.done.tolist() == [False, True, True, True, False, False]
+        assert np.array_equal(j.values[:, 0], [np.nan, 0, -3] + [np.nan] * 3, equal_nan=True)
     with Journal.open(out, header) as j:
         assert j.done.tolist() == [False, True, True, True, False, False]
         assert j.values[1:3].tolist() == [[0.0], [-3.0]]
@@ -837,6 +838,7 @@ def test_a_file_can_be_read_without_landscapex(out, dataset):
         assert file["evaluated"][:].tolist() == dataset["evaluated"].values.astype(int).tolist()
         assert file.attrs["kind"] == "surface"
         assert file["alpha"].attrs["unit"] == "1 = ‖w‖"
+        assert "_FillValue" not in file["loss"].attrs  # it would make holes of NaN
         checked = {name: file[name].fletcher32 for name in file if file[name].dtype.kind in "fib"}
     assert checked == {"loss": True, "evaluated": True, "alpha": True, "beta": True, "scale": False}
     with out.open("rb") as file:
@@ -844,6 +846,27 @@ def test_a_file_can_be_read_without_landscapex(out, dataset):
     assert block.startswith(
         b"landscapex result 1; the rest is HDF5 (NetCDF-4)\nSHA-256 of the bytes"
     )
+
+
+def test_a_result_is_on_the_disk_before_it_takes_its_name_and_so_is_the_name(
+    out, dataset, monkeypatch
+):
+    events = []
+    fsync, rename = os.fsync, os.replace
+
+    def record_fsync(descriptor: int) -> None:
+        events.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def record_replace(source: Path, target: Path) -> None:
+        events.append("replace")
+        assert source.read_bytes().startswith(store.MAGIC)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    store.write_dataset(dataset, out)
+    assert events == ["file", "replace", "folder"]
 
 
 def test_the_same_dataset_gives_the_same_bytes(tmp_path, dataset):

@@ -75,7 +75,7 @@ def panels_figure(
 
 def _size(panels: Sequence[Panel], across: int, down: int, relief: bool) -> tuple[float, float]:
     if relief:
-        return 4.4 * across + 1.1, 4.4 * down
+        return 4.6 * across + 1.1, 4.8 * down
     wide, high = figure_size(panels[0], colorbar=False)
     return 0.66 * wide * across + 1.4, (0.66 * high + 0.5) * down + 0.4
 
@@ -128,7 +128,7 @@ def relief_axes(ax: Any) -> tuple[Figure, Any]:
         ArgumentError: The given axes are flat.
     """
     if ax is None:
-        figure = Picture(figsize=(7.4, 6.0))
+        figure = Picture(figsize=(7.8, 6.8))
         return figure, figure.add_subplot(**RELIEF)
     if not hasattr(ax, "get_zlim"):
         raise ArgumentError(f'`ax` must be made with projection="3d", got {type(ax).__name__}.')

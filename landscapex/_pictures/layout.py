@@ -30,11 +30,19 @@ _LEGEND_ROW = 1.45 * _LEGEND_SIZE  # points from one legend row to the next
 
 
 class Picture(Figure):
-    """A matplotlib figure without a window that notebooks display even if pyplot never ran."""
+    """A matplotlib figure without a window that notebooks display even if pyplot never ran.
+
+    What hangs out of the figure is saved too: the layout engine does not see all labels of
+    three-dimensional axes.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, layout="constrained", **kwargs)
         FigureCanvasAgg(self)
+
+    def savefig(self, fname: Any, *, transparent: bool | None = None, **kwargs: Any) -> None:
+        """Save as `matplotlib.figure.Figure.savefig`, with ``bbox_inches="tight"`` by default."""
+        super().savefig(fname, transparent=transparent, **{"bbox_inches": "tight", **kwargs})
 
     def _repr_png_(self) -> bytes:
         return png(self)

@@ -24,6 +24,7 @@ GREEK = {
     name: unicodedata.lookup(f"GREEK SMALL LETTER {name}") for name in ("alpha", "beta", "gamma")
 }
 
+_TOGETHER = r"\([^()]*\)|‖[^‖]*‖ = [\w.+-]+"  # a parenthesis, a norm and its value
 _MOST_STRETCHED = 4.0  # equal units would make a sliver of anything longer
 
 
@@ -164,7 +165,7 @@ def axis_text(info: AxisInfo, width: int, *, details: bool = True) -> str:
     Args:
         info: The axis.
         width: Characters.
-        details: Whether to keep what stands in parentheses in the unit.
+        details: Whether to keep the norm of the direction in the unit.
 
     Returns:
         The text.
@@ -183,8 +184,8 @@ def axis_text(info: AxisInfo, width: int, *, details: bool = True) -> str:
 
 
 def wrapped(text: str, width: int) -> str:
-    """Text in lines of at most `width` characters, not broken inside parentheses if avoidable."""
-    kept = re.sub(r"\([^()]*\)", lambda part: part[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+    """Text in lines of at most `width` characters, parentheses and norms unbroken if possible."""
+    kept = re.sub(_TOGETHER, lambda part: part[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
     if max((len(word) for word in kept.split(" ")), default=0) > width:
         kept = text
     lines = [line for row in kept.split("\n") for line in _even_lines(row, width)]
@@ -200,12 +201,23 @@ def _even_lines(text: str, width: int) -> list[str]:
 
 
 def essential(unit: str) -> str:
-    """The unit without its details in parentheses, such as norms."""
-    return unit.partition("(")[0].strip()
+    """The unit without what belongs to one direction only: parentheses, and norms like ``‖d‖ = 3``.
+
+    Args:
+        unit: As `AxisInfo.unit`.
+
+    Returns:
+        What directions of one kind have in common.
+
+    Example:
+        >>> essential("1 = each filter moves by its own length, ‖d‖ = 13.47")
+        '1 = each filter moves by its own length'
+    """
+    return re.sub(rf"[,;]?\s*(?:{_TOGETHER})", "", unit).strip()
 
 
 def same_unit(one: str, other: str) -> bool:
-    """Whether 1 means the same on two axes; details in parentheses, such as norms, do not count."""
+    """Whether 1 means the same on two axes; the norm of a direction does not count."""
     return essential(one) == essential(other)
 
 

@@ -109,7 +109,7 @@ class Harness:
         return self.link(kind, objects)
 
     def run(self, program: Path, *arguments: str) -> Outcome:
-        """Run a program; a failed check, a report or a crash all count as caught."""
+        """Run a program; a failed check, a report, a crash and a hang count as caught."""
         command = [str(program), *arguments]
         if setarch := shutil.which("setarch"):
             command = [setarch, "-R", *command]  # the race detector dislikes random addresses
@@ -119,8 +119,11 @@ class Harness:
             "UBSAN_OPTIONS": "print_stacktrace=0",
             "TSAN_OPTIONS": "halt_on_error=1:report_thread_leaks=0",
         }
-        run = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=300, env=environment
-        )
+        try:
+            run = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=60, env=environment
+            )
+        except subprocess.TimeoutExpired:
+            return Outcome(caught=True, output="still running after a minute")
         output = run.stdout + run.stderr
         return Outcome(caught=run.returncode != 0, output=output[-4000:])

@@ -70,7 +70,7 @@ BUGS = [
         "kAllLanes = 0xffffffffu",
         "kAllLanes = 0x0000ffffu",
         "plain",
-        says="mask leaves it out",
+        says="mask",
     ),
     Bug(
         "half of the lanes forgotten",

@@ -1,0 +1,84 @@
+"""The CUDA kernels' own source, run on the CPU by tests/emulation in four orders of threads and
+blocks. Nothing here ran on a GPU."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+from native.operator_cases import GROUPS, HALF_TO_DOUBLE, RUNS, bits, filter_case, perturb_case
+from native.operator_reference import filter_normalize
+
+from landscapex import _fallback, _lib
+
+_spec = find_spec("landscapex._C_emulated") if _lib.native else None
+pytestmark = pytest.mark.skipif(_spec is None, reason="built without LANDSCAPEX_EMULATED_CUDA=ON")
+if _spec is not None and _spec.origin is not None:
+    torch.ops.load_library(_spec.origin)
+ops = torch.ops.landscapex_emulated
+ORDERS = ["forward", "reverse", "random", "warps"]
+
+
+@pytest.fixture(params=range(4), ids=ORDERS, autouse=True)
+def order(request):
+    ops.set_order(request.param, 1234)
+    yield request.param
+    ops.set_order(0, 1)
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 3, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_perturb_gives_the_bits_of_the_cpu(k, dtype):
+    params, center, directions, coordinates = perturb_case(k, k, dtype)
+    want = [torch.empty_like(p) for p in params]
+    ops.perturb_(params, center, directions, coordinates)
+    _fallback.perturb_(want, center, directions, coordinates)
+    assert [bits(p) for p in params] == [bits(p) for p in want]
+
+
+@pytest.mark.parametrize("count", [200, 201, 1800, 1801])
+def test_perturb_takes_any_number_of_tensors(count):
+    params = [torch.empty(1 + t % 3) for t in range(count)]
+    size = sum(p.numel() for p in params)
+    center, directions = torch.arange(size) / 7, torch.ones(1, size)
+    ops.perturb_(params, center, directions, [0.5])
+    assert torch.equal(torch.cat(params), (center.double() + 0.5).float())
+
+
+@pytest.mark.parametrize("dtype", HALF_TO_DOUBLE, ids=str)
+@pytest.mark.parametrize(("k", "elementwise"), [(0, False), (1, False), (3, False), (2, True)])
+def test_filter_normalize_agrees_with_the_reference(dtype, k, elementwise):
+    directions, center, norms = filter_case(k, k, dtype)
+    want, want_norms = filter_normalize(directions, center, RUNS, GROUPS, elementwise)
+    ops.filter_normalize_(directions, center, RUNS, GROUPS, norms, elementwise)
+    torch.testing.assert_close(norms, want_norms, rtol=1e-14, atol=0)
+    half_ulp = {torch.float16: 2**-11, torch.bfloat16: 2**-8}.get(dtype, torch.finfo(dtype).eps)
+    tiny = torch.finfo(dtype).smallest_normal
+    torch.testing.assert_close(directions.double(), want, rtol=1.01 * half_ulp, atol=tiny)
+
+
+@pytest.mark.parametrize("dtype", HALF_TO_DOUBLE, ids=str)
+def test_filter_normalize_gives_the_bits_of_the_cpu(dtype):
+    directions, center, norms = filter_case(5, 2, dtype)
+    cpu, cpu_norms = directions.clone(), norms.clone()
+    ops.filter_normalize_(directions, center, RUNS, GROUPS, norms, False)
+    torch.ops.landscapex.filter_normalize_(cpu, center, RUNS, GROUPS, cpu_norms, False)
+    assert bits(directions) == bits(cpu)
+    assert bits(norms) == bits(cpu_norms)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("n", "offset"), [(0, 0), (1, 0), (1, 1), (513, 3), (5001, 10), (4, 2**62)]
+)
+def test_gaussian_gives_the_bits_of_the_cpu(n, offset, dtype):
+    got, want = torch.empty(n, dtype=dtype), torch.empty(n, dtype=dtype)
+    ops.gaussian_(got, -3, 2**40, offset)
+    _fallback.gaussian_(want, -3, 2**40, offset)
+    assert bits(got) == bits(want)
+
+
+def test_checks_are_those_of_the_cpu():
+    with pytest.raises(RuntimeError, match="perturb_: params must have P = 4 entries in all, got 3"):
+        ops.perturb_([torch.empty(3)], torch.zeros(4), torch.zeros(0, 4), [])
