@@ -184,9 +184,7 @@ def _sin(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def _cos(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cosine for ``|x| <= pi / 4``."""
     z = x * x
-    return 1.0 + z * _horner(
-        z, *((-1.0) ** (n // 2) / math.factorial(n) for n in range(18, 1, -2))
-    )
+    return 1.0 + z * _horner(z, *((-1.0) ** (n // 2) / math.factorial(n) for n in range(18, 1, -2)))
 
 
 def _horner(z: NDArray[np.float64], *coefficients: float) -> NDArray[np.float64]:
@@ -250,9 +248,7 @@ def _check_perturb(
             f"at position {position}",
         )
         total += param.numel()
-    _require(
-        total == size, f"perturb_: params must have P = {size} entries in all, got {total}"
-    )
+    _require(total == size, f"perturb_: params must have P = {size} entries in all, got {total}")
 
 
 def _check_filter_normalize(

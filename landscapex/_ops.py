@@ -151,7 +151,9 @@ if _lib.native:
         return None
 
     @torch.library.register_fake("landscapex::filter_normalize_")
-    def _(d: Tensor, center: Tensor, r: Tensor, g: Tensor, norms: Tensor, elementwise: bool) -> None:
+    def _(
+        d: Tensor, center: Tensor, r: Tensor, g: Tensor, norms: Tensor, elementwise: bool
+    ) -> None:
         return None
 
     @torch.library.register_fake("landscapex::gaussian_")

@@ -332,7 +332,7 @@ def _run(num_axes: int, objective: Objective, engine: str, options: _Options) ->
     _warn_of_results(result, center[0])
     if options.out is not None and options.shard is None:
         result.save(options.out)
-        store.remove_journals(options.out)
+        store.remove_journals(options.out, header)
         result = results.open(options.out)
     return result
 

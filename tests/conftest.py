@@ -43,6 +43,12 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"data_dir", "fashion_mnist"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("data")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     counts: Counter[str] = Counter()
     for report in terminalreporter.stats.get("skipped", []):

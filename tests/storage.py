@@ -6,10 +6,12 @@ Counts are arguments, so that the everyday tests and the large figures run the s
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import select
 import signal
+import socket
 import struct
 import time
 import warnings
@@ -64,6 +66,10 @@ def fill(journal: Journal, values: np.ndarray, stop: int | None = None) -> None:
             journal.append(start, values[start : start + CHUNK])
 
 
+HEADER = make_header(3, 5)
+VALUES = make_values(HEADER)
+
+
 @contextlib.contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
     """Writing beyond ``size`` bytes of any file fails with EFBIG, as on a disk that is full."""
@@ -108,6 +114,27 @@ def fork(work: Callable[[], object]) -> int:
 def wait(pid: int) -> int:
     """The exit status of a child; minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def begun(out: Path, stop: int | None = 8, header: RunHeader = HEADER, **options) -> Path:
+    """The journal of a run that ended after ``stop`` points."""
+    with Journal.open(out, header, **options) as j:
+        fill(j, VALUES, stop)
+    return j.path
+
+
+def lock_of(out: Path, **changed) -> Path:
+    """A lock as if another run had left it."""
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "start": "1", "since": "noon"}
+    path = out.with_name("s.nc.journal.lock")
+    path.write_text(json.dumps({**holder, **changed}))
+    return path
+
+
+def dead_pid() -> int:
+    pid = fork(lambda: None)
+    wait(pid)
+    return pid
 
 
 @dataclass

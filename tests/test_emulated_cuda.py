@@ -7,7 +7,15 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from native.operator_cases import GROUPS, HALF_TO_DOUBLE, RUNS, bits, filter_case, perturb_case
+from native.operator_cases import (
+    GROUPS,
+    HALF_TO_DOUBLE,
+    ROUNDING,
+    RUNS,
+    bits,
+    filter_case,
+    perturb_case,
+)
 from native.operator_reference import filter_normalize
 
 from landscapex import _fallback, _lib
@@ -53,9 +61,8 @@ def test_filter_normalize_agrees_with_the_reference(dtype, k, elementwise):
     want, want_norms = filter_normalize(directions, center, RUNS, GROUPS, elementwise)
     ops.filter_normalize_(directions, center, RUNS, GROUPS, norms, elementwise)
     torch.testing.assert_close(norms, want_norms, rtol=1e-14, atol=0)
-    half_ulp = {torch.float16: 2**-11, torch.bfloat16: 2**-8}.get(dtype, torch.finfo(dtype).eps)
-    tiny = torch.finfo(dtype).smallest_normal
-    torch.testing.assert_close(directions.double(), want, rtol=1.01 * half_ulp, atol=tiny)
+    atol = torch.finfo(dtype).smallest_normal
+    torch.testing.assert_close(directions.double(), want, rtol=1.01 * ROUNDING[dtype], atol=atol)
 
 
 @pytest.mark.parametrize("dtype", HALF_TO_DOUBLE, ids=str)
@@ -80,5 +87,7 @@ def test_gaussian_gives_the_bits_of_the_cpu(n, offset, dtype):
 
 
 def test_checks_are_those_of_the_cpu():
-    with pytest.raises(RuntimeError, match="perturb_: params must have P = 4 entries in all, got 3"):
+    with pytest.raises(
+        RuntimeError, match="perturb_: params must have P = 4 entries in all, got 3"
+    ):
         ops.perturb_([torch.empty(3)], torch.zeros(4), torch.zeros(0, 4), [])

@@ -33,3 +33,14 @@ def test_padding_does_not_change_the_transformer():
     padded = torch.tensor([[3, 4, 5, 0, 0]])
     mask = (padded != 0).long()
     torch.testing.assert_close(model(padded, mask).logits, model(ids).logits)
+
+
+def test_fashion_mnist_is_read_as_it_is_stored(fashion_mnist):
+    """The first three test images are a boot, a pullover and a pair of trousers."""
+    images, labels = fashion_mnist("t10k", 10_000)
+    assert images.shape == (10_000, 1, 28, 28)
+    assert labels[:3].tolist() == [9, 2, 1]
+    assert labels.bincount().tolist() == [1000] * 10
+    assert (images.min().item(), images.max().item()) == (0, 1)
+    assert (images[:, 0, 0, 0] == 0).double().mean() > 0.99  # the border is empty
+    assert models.seeded(models.LeNet)(images[:3]).shape == (3, 10)

@@ -11,6 +11,7 @@ from native import operator_reference as reference
 from native.operator_cases import (
     GROUPS,
     HALF_TO_DOUBLE,
+    ROUNDING,
     RUNS,
     SIZE,
     bits,
@@ -137,9 +138,8 @@ def test_filter_normalize_matches_the_reference(ops, dtype, k, elementwise):
     want, want_norms = reference.filter_normalize(directions, center, RUNS, GROUPS, elementwise)
     ops.filter_normalize_(directions, center, RUNS, GROUPS, norms, elementwise=elementwise)
     torch.testing.assert_close(norms, want_norms, rtol=1e-14, atol=0)
-    half_ulp = {torch.float16: 2**-11, torch.bfloat16: 2**-8}.get(dtype, torch.finfo(dtype).eps)
-    tiny = torch.finfo(dtype).smallest_normal
-    torch.testing.assert_close(directions.double(), want, rtol=1.01 * half_ulp, atol=tiny)
+    atol = torch.finfo(dtype).smallest_normal
+    torch.testing.assert_close(directions.double(), want, rtol=1.01 * ROUNDING[dtype], atol=atol)
     outside = torch.ones(SIZE, dtype=torch.bool)
     outside[[i for run in RUNS.tolist() for i in reference.entries(run)]] = False
     assert outside.sum() > 100
@@ -160,14 +160,15 @@ def test_filter_normalize_gives_exact_zeros_where_a_length_is_zero(ops, dtype):
     assert directions[1, 2:].tolist() == [3.0, -4.0]
 
 
-@pytest.mark.parametrize("scale", [1e-18, 1.0, 1e18])
+@pytest.mark.parametrize("scale", [2.0**-80, 2.0**80])
 def test_filter_normalize_forgets_the_length_of_a_direction(ops, scale):
-    """Squares of such float32 numbers overflow in float32, and not in float64."""
+    """Squares of such numbers are 0 or infinity in float32, and neither in float64."""
     directions, center, norms = filter_case(3, 2, torch.float32)
     longer = directions * scale
     for d in (directions, longer):
         ops.filter_normalize_(d, center, RUNS, GROUPS, norms)
-    torch.testing.assert_close(longer, directions, rtol=3e-7, atol=0)
+    at = [i for run in RUNS.tolist() for i in reference.entries(run)]
+    assert bits(longer[:, at]) == bits(directions[:, at])
 
 
 def test_filter_normalize_twice_changes_nothing_more(ops):
@@ -245,7 +246,12 @@ def test_gaussian_bits_are_frozen(ops):
     assert [v.hex() for v in out.tolist()] == FROZEN
 
 
-FROZEN = ["-0x1.7a329f09cc604p+0", "0x1.f7820a9da37f1p-2", "-0x1.2a295f83ce54cp-1", "-0x1.71a603da3746bp+0"]
+FROZEN = [
+    "-0x1.7a329f09cc604p+0",
+    "0x1.f7820a9da37f1p-2",
+    "-0x1.2a295f83ce54cp-1",
+    "-0x1.71a603da3746bp+0",
+]
 
 
 def test_any_part_of_a_stream_can_be_drawn_alone(ops):
@@ -296,7 +302,10 @@ def test_gaussian_leaves_global_generators_alone(ops):
 def test_elementary_functions_are_right_to_two_ulp():
     """At random places, and where they are hardest: near 1 and 2^-53, at the ends of an octant."""
     u = np.concatenate(
-        [2.0**-53 * np.array([1, 2, 3, 2**52, 2**53 - 1, 2**53]), 0.5**0.5 + np.arange(-3, 4) * 1e-16]
+        [
+            2.0**-53 * np.array([1, 2, 3, 2**52, 2**53 - 1, 2**53]),
+            0.5**0.5 + np.arange(-3, 4) * 1e-16,
+        ]
         + [np.random.default_rng(0).random(300) + 2.0**-53]
     )
     x = np.concatenate([np.linspace(-np.pi / 4, np.pi / 4, 301), [1e-300, -1e-9, 2.0**-52]])
@@ -376,9 +385,6 @@ def operator_arguments(name: str, dtype: torch.dtype) -> tuple:
 )
 def test_operators_are_registered_as_torch_expects(name, dtype):
     op = getattr(compiled, name).default
-    for tensor in operator_arguments(name, dtype):
-        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-            tensor.zero_() if name == "gaussian_" else None
     torch.library.opcheck(op, operator_arguments(name, dtype))
 
 
@@ -419,7 +425,11 @@ PERTURB_ERRORS = [
     ("center", torch.zeros(3, 1), r"center must be .* \[P\] tensor, got float32 of shape \[3, 1\]"),
     ("center", torch.zeros(3).half(), r"center must be a contiguous float32 or float64 .* float16"),
     ("center", torch.zeros(6)[::2], r"center must be .* \[3\], not contiguous, on cpu"),
-    ("directions", torch.zeros(2, 4), r"directions must be .* P = 3, got float32 of shape \[2, 4\]"),
+    (
+        "directions",
+        torch.zeros(2, 4),
+        r"directions must be .* P = 3, got float32 of shape \[2, 4\]",
+    ),
     ("directions", D3.double(), "directions must be .* the dtype and device of center .* float64"),
     ("directions", torch.zeros(3, 2).t(), "directions must be .* not contiguous"),
     ("coordinates", [1.0], "coordinates must be K = 2 numbers, got 1"),
@@ -427,8 +437,16 @@ PERTURB_ERRORS = [
     ("coordinates", [float("-inf"), 0.0], "coordinates must be finite, got -inf"),
     ("params", [torch.zeros(2)], "params must have P = 3 entries in all, got 2"),
     ("params", [P3, torch.zeros(1)], "params must have P = 3 entries in all, got 4"),
-    ("params", [torch.zeros(3, dtype=torch.int64)], "contiguous floating tensors .* int64 .* 0"),
-    ("params", [torch.zeros(1), torch.zeros(2, 2)[:, 0]], "not contiguous, on cpu at position 1"),
+    (
+        "params",
+        [torch.zeros(3, dtype=torch.int64)],
+        "params must be contiguous floating tensors .* int64 .* 0",
+    ),
+    (
+        "params",
+        [torch.zeros(1), torch.zeros(2, 2)[:, 0]],
+        "params must be .* not contiguous, on cpu at position 1",
+    ),
     ("params", "center", "params must not share memory with center or directions, .* position 0"),
     ("params", "directions", "params must not share memory with center or directions"),
 ]
@@ -492,5 +510,3 @@ def test_gaussian_names_the_bad_argument(ops, name, value, message):
     good = {"out": torch.zeros(3), "key": 1, "stream": 2, "offset": 0}
     with pytest.raises(RuntimeError, match=r"^gaussian_: " + message):
         ops.gaussian_(**{**good, name: value})
-
-

@@ -52,7 +52,7 @@ def draw_relief(ax: Axes3D, panel: Panel, scale: Scale, lines: NDArray[np.float6
     _draw_floor(ax, x, y, drawn, scale, lines, floor)
     left, right, bottom, top = panel.extent
     ax.set(xlim=(left, right), ylim=(bottom, top), zlim=(floor, last))
-    ax.set_box_aspect(BOX, zoom=0.94)
+    ax.set_box_aspect(BOX, zoom=0.9)
     ax.view_init(elev=30, azim=-58)
     ax.xaxis.set_major_locator(MaxNLocator(4, prune="upper"))  # would run into the first of y
     ax.yaxis.set_major_locator(MaxNLocator(4))

@@ -121,7 +121,12 @@ class Harness:
         }
         try:
             run = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=60, env=environment
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=60,
+                env=environment,
             )
         except subprocess.TimeoutExpired:
             return Outcome(caught=True, output="still running after a minute")

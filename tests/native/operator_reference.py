@@ -62,23 +62,24 @@ def filter_normalize(
     directions: Tensor, center: Tensor, runs: Tensor, groups: Tensor, elementwise: bool
 ) -> tuple[Tensor, Tensor]:
     """Directions before their last rounding, in float64, and norms."""
-    d, theta = directions.double(), center.double()
-    out, rows = d.clone(), runs.tolist()
-    norms = torch.zeros(len(d) + 1, len(groups) - 1, dtype=torch.float64)
-    for f in range(len(groups) - 1):
-        at = [i for r in range(int(groups[f]), int(groups[f + 1])) for i in entries(rows[r])]
-        theta_norm = math.sqrt(math.fsum(v * v for v in theta[at].tolist()))
-        norms[-1, f] = theta_norm
+    d, theta, rows = directions.tolist(), center.tolist(), runs.tolist()
+    bounds = groups.tolist()
+    norms = [[0.0] * (len(bounds) - 1) for _ in range(len(d) + 1)]
+    for f in range(len(bounds) - 1):
+        at = [i for row in rows[bounds[f] : bounds[f + 1]] for i in entries(row)]
+        theta_norm = norms[-1][f] = math.sqrt(math.fsum(theta[i] ** 2 for i in at))
         for k in range(len(d)):
-            d_norm = math.sqrt(math.fsum(v * v for v in d[k, at].tolist()))
-            norms[k, f] = d_norm
+            d_norm = norms[k][f] = math.sqrt(math.fsum(d[k][i] ** 2 for i in at))
             zero = d_norm == 0 or theta_norm == 0
             for i in at:
                 if elementwise:
-                    out[k, i] = d[k, i] * theta[i]
+                    d[k][i] *= theta[i]
                 else:
-                    out[k, i] = 0.0 if zero else d[k, i] * theta_norm / d_norm
-    return out, norms
+                    d[k][i] = 0.0 if zero else d[k][i] * theta_norm / d_norm
+    shape = directions.shape
+    return torch.tensor(d, dtype=torch.float64).view(shape), torch.tensor(
+        norms, dtype=torch.float64
+    )
 
 
 def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
@@ -96,9 +97,7 @@ def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
 def normal(index: int, key: int, stream: int) -> mpmath.mpf:
     """Number `index` of a stream, to 40 digits."""
     block, key, stream = index // 2, key % 2**64, stream % 2**64
-    w = philox(
-        [block % 2**32, block >> 32, stream % 2**32, stream >> 32], [key % 2**32, key >> 32]
-    )
+    w = philox([block % 2**32, block >> 32, stream % 2**32, stream >> 32], [key % 2**32, key >> 32])
     with mpmath.workdps(40):
         u1 = mpmath.mpf(((w[0] << 32 | w[1]) >> 11) + 1) / 2**53
         u2 = mpmath.mpf((w[2] << 32 | w[3]) >> 11) / 2**53

@@ -92,7 +92,7 @@ BUGS = [
         "warps[threadIdx.x / 32] = mine",
         "warps[threadIdx.x / 32 + 1] = mine",
         "address",
-        says="global-buffer-overflow",
+        says="global-buffer-overflow|insufficient space",
     ),
     Bug(
         "past the end of a run",

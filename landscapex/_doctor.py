@@ -1,0 +1,192 @@
+"""What was built, what is missing, and the command that would bring it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+
+from landscapex import _lib
+
+_EXTRAS = {
+    "interactive": ("plotly",),
+    "paraview": ("pyevtk",),
+    "topology": ("gudhi", "skimage"),
+}
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that is not there.
+
+    Attributes:
+        what: Its name.
+        why: Why it is not there.
+        command: What to run to get it, or an empty string where nothing would help.
+    """
+
+    what: str
+    why: str
+    command: str
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """What `doctor` found; ``print(report)`` shows it as text.
+
+    Attributes:
+        version: Of landscapex.
+        python: Version and implementation.
+        torch: Version of torch.
+        torch_cuda: The CUDA version of torch, or None.
+        numpy: Version of NumPy.
+        platform: Operating system and processor.
+        native: Whether the compiled CPU operators are in use.
+        built_with: Compiler and torch of the build; empty without compiled operators.
+        cpu_built: Instruction sets that the CPU operators were compiled for.
+        cpu_chosen: The one in use; empty without compiled operators.
+        cuda: Whether the compiled CUDA operators are in use.
+        cuda_architectures: Those that the CUDA operators were compiled for, as CMake names them.
+        devices: Names of the CUDA devices that torch sees.
+        threads: Number of threads that torch and the CPU operators use.
+        missing: What is not there.
+    """
+
+    version: str
+    python: str
+    torch: str
+    torch_cuda: str | None
+    numpy: str
+    platform: str
+    native: bool
+    built_with: tuple[str, ...]
+    cpu_built: tuple[str, ...]
+    cpu_chosen: str
+    cuda: bool
+    cuda_architectures: tuple[str, ...]
+    devices: tuple[str, ...]
+    threads: int
+    missing: tuple[Missing, ...]
+
+    def __str__(self) -> str:
+        """The report as text, one fact to a line."""
+        cpu = (
+            f"compiled for {', '.join(self.cpu_built)}; in use: {self.cpu_chosen}"
+            if self.native
+            else "plain PyTorch"
+        )
+        cuda = (
+            f"compiled for {', '.join(self.cuda_architectures)}"
+            if self.cuda
+            else "plain PyTorch"
+            if self.torch_cuda
+            else "none: torch is a build without CUDA"
+        )
+        facts = [
+            ("landscapex", self.version),
+            ("Python", self.python),
+            ("torch", f"{self.torch} (CUDA: {self.torch_cuda or 'none'})"),
+            ("NumPy", self.numpy),
+            ("platform", self.platform),
+            ("CPU kernels", cpu),
+            ("CUDA kernels", cuda),
+            ("built with", ", ".join(self.built_with) or "nothing"),
+            ("devices", ", ".join(self.devices) or "CPU only"),
+            ("threads", str(self.threads)),
+        ]
+        lines = [f"{name:<13} {value}" for name, value in facts]
+        for item in self.missing:
+            lines += ["", f"missing: {item.what}", f"  why: {item.why}"]
+            lines += [f"  get it: {item.command}"] if item.command else []
+        return "\n".join(lines if self.missing else [*lines, "", "Nothing is missing."])
+
+    __repr__ = __str__
+
+
+def doctor() -> Report:
+    """Say what was built and what is missing.
+
+    Returns:
+        The report; its text is what a notebook or ``print`` shows.
+
+    Example:
+        >>> import landscapex as lx
+        >>> lx.doctor().torch_cuda is None or lx.doctor().devices is not None
+        True
+    """
+    native = _lib.native
+    ops = torch.ops.landscapex
+    built_with = tuple(ops.build_info().split("|")) if native else ()
+    return Report(
+        version=_version("landscapex"),
+        python=f"{platform.python_version()} ({platform.python_implementation()})",
+        torch=torch.__version__,
+        torch_cuda=torch.version.cuda,
+        numpy=np.__version__,
+        platform=f"{platform.system()} {platform.machine()}",
+        native=native,
+        built_with=built_with[:2],
+        cpu_built=tuple(ops.isa_names().split(",")) if native else (),
+        cpu_chosen=ops.isa() if native else "",
+        cuda=_lib.cuda,
+        cuda_architectures=tuple(ops.cuda_architectures().split()) if _lib.cuda else (),
+        devices=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
+        threads=torch.get_num_threads(),
+        missing=(*_missing_kernels(built_with), *_missing_extras()),
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed: running from a source folder"
+
+
+def _install(what: str) -> str:
+    return f"{sys.executable} -m pip install {what}"
+
+
+def _reinstall() -> str:
+    """The command that builds landscapex again, from where it came."""
+    return _install("--force-reinstall --no-deps --no-cache-dir landscapex")
+
+
+def _missing_kernels(built_with: tuple[str, ...]) -> list[Missing]:
+    """Compiled operators that are not there."""
+    if not _lib.native:
+        has_compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
+        first = "" if has_compiler else "apt-get install g++ && "
+        return [Missing("compiled kernels", _lib.missing or "", first + _reinstall())]
+    if _lib.cuda:
+        return []
+    if torch.version.cuda is None:
+        command = f"{_install('--upgrade torch')} && {_reinstall()}"
+        hint = "torch is a build without CUDA; its default build for Linux has it"
+        if platform.system() != "Linux":
+            return []
+        return [
+            Missing("CUDA kernels", hint, f"{command}  (only for a machine with an NVIDIA GPU)")
+        ]
+    at_build = built_with[2] if len(built_with) > 2 and built_with[2] else ""
+    why = f"when landscapex was built, {at_build}" if at_build else (_lib.cuda_missing or "")
+    major = torch.version.cuda.split(".")[0]
+    command = f"install the CUDA {major} toolkit (nvcc), then: {_reinstall()}"
+    return [Missing("CUDA kernels", why, command)]
+
+
+def _missing_extras() -> list[Missing]:
+    """Optional packages that are not there."""
+    missing = []
+    for extra, modules in _EXTRAS.items():
+        absent = [m for m in modules if find_spec(m) is None]
+        if absent:
+            why = f"not installed: {', '.join(absent)}"
+            missing.append(Missing(f"extra [{extra}]", why, _install(f"'landscapex[{extra}]'")))
+    return missing

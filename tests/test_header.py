@@ -1,0 +1,84 @@
+"""What a run says about itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from storage import (
+    HEADER,
+    bits,
+    make_header,
+)
+
+from landscapex.errors import (
+    ArgumentError,
+)
+from landscapex.header import AxisInfo, RunHeader
+
+AXES = HEADER.axes
+
+
+# Headers
+
+
+def test_a_header_survives_json_with_the_bits_of_its_coordinates():
+    axis = AxisInfo("alpha", (-0.1, 0.1 + 0.2, 5e-324), "ü", "1 = ‖w‖")
+    provenance = {"center": {"loss": np.float64(0.1)}, "t": (1, np.int64(2)), "a": np.zeros(2)}
+    header = RunHeader("line", (axis,), ("loss",), {"a": "b"}, {"x": None}, provenance)
+    again = RunHeader.from_json(header.to_json())
+    assert again == header
+    assert bits(np.array(again.axes[0].values)) == bits(np.array(axis.values))
+    assert again.provenance == {"center": {"loss": 0.1}, "t": [1, 2], "a": [0.0, 0.0]}
+    assert "\n" not in header.to_json()
+
+
+def test_a_header_does_not_share_the_dicts_it_was_made_of():
+    notes = ["first"]
+    header = make_header(3, provenance={"notes": notes})
+    notes.append("second")
+    assert header.provenance == {"notes": ["first"]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"kind": "volume"}, "`kind` must be 'surface' for 2 axes, got 'volume'"),
+        ({"axes": ()}, r"`axes` must be the first of \('alpha', 'beta', 'gamma'\), got \(\)"),
+        ({"axes": AXES[::-1]}, r"`axes` must be the first of .* got \('beta', 'alpha'\)"),
+        ({"columns": ()}, r"`columns` must begin with 'loss', got \(\)"),
+        ({"columns": ("accuracy", "loss")}, "`columns` must begin with 'loss', got"),
+        ({"columns": ("loss", "a", "a")}, "`columns` must differ from each other, got"),
+        ({"columns": ("loss", "beta")}, "`columns` must not use the name 'beta': it is taken"),
+        ({"columns": ("loss", "evaluated")}, "must not use the name 'evaluated'"),
+        ({"columns": ("loss", "top/5")}, "hold no slash or control character, got 'top/5'"),
+        ({"columns": ("loss", "")}, "`columns` must be names that begin with a letter"),
+        ({"columns": ("loss", ".")}, "`columns` must be names that begin with a letter"),
+        ({"columns": ("loss", "x ")}, "`columns` must be names that begin with a letter"),
+        ({"recorded": {"x": object()}}, "`recorded` must be made of JSON values: object is not"),
+        ({"provenance": [1]}, "`provenance` must be a mapping, got list"),
+    ],
+)
+def test_a_header_that_does_not_fit_together_is_refused(changed, message):
+    with pytest.raises(ArgumentError, match=message):
+        make_header(3, 5, **changed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("delta", (0.0,)), "`name` must be one of .* got 'delta'"),
+        (("alpha", ()), "`values` of axis alpha must be one or more finite numbers"),
+        (("alpha", (0.0, np.nan)), "`values` of axis alpha must be one or more finite numbers"),
+    ],
+)
+def test_an_axis_that_is_none_is_refused(arguments, message):
+    with pytest.raises(ArgumentError, match=message):
+        AxisInfo(*arguments)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "3", '{"axes": 3}', '{"axes": [{}]}', "{}", "[" * 99999]
+)
+def test_text_that_is_no_header_is_refused(text):
+    with pytest.raises(ArgumentError, match="`text` must be the JSON of a header"):
+        RunHeader.from_json(text)

@@ -1,0 +1,215 @@
+"""One writer per journal."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from storage import (
+    HEADER,
+    VALUES,
+    dead_pid,
+    fill,
+    fork,
+    lock_of,
+    wait,
+)
+
+from landscapex import _lock
+from landscapex.errors import (
+    OutputError,
+)
+from landscapex.store import Journal
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "s.nc"
+
+
+# Fault 6
+
+
+def test_fault_06_a_second_writer_fails_at_once(out):
+    with Journal.open(out, HEADER) as j:
+        began = time.monotonic()
+        with pytest.raises(OutputError, match="two runs at once: this very process") as caught:
+            Journal.open(out, HEADER)
+        assert caught.value.errno == errno.EBUSY
+        read, write = os.pipe()
+
+        def second() -> None:
+            try:
+                Journal.open(out, HEADER)
+            except OutputError as error:
+                os.write(write, str(error).encode())
+
+        assert wait(fork(second)) == 0
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            message = pipe.read()
+        assert f"process {os.getpid()} on {socket.gethostname()}" in message
+        assert str(j.path) + ".lock" in message
+        assert time.monotonic() - began < 2
+        fill(j, VALUES)
+    assert sorted(os.listdir(out.parent)) == ["s.nc.journal"]
+    Journal.open(out, HEADER).close()
+
+
+def test_fault_06_the_lock_of_a_dead_process_is_stale(out):
+    lock_of(out, pid=dead_pid())
+    with Journal.open(out, HEADER) as j:
+        fill(j, VALUES)
+    assert os.listdir(out.parent) == ["s.nc.journal"]
+
+
+def test_fault_06_the_lock_of_a_killed_writer_is_stale(out):
+    ready, go = os.pipe()
+
+    def work() -> None:
+        Journal.open(out, HEADER).append(0, VALUES[:4])
+        os.write(go, b"!")
+        time.sleep(60)
+
+    pid = fork(work)
+    assert os.read(ready, 1) == b"!"
+    with pytest.raises(OutputError, match=f"process {pid} on"):
+        Journal.open(out, HEADER)
+    os.kill(pid, 9)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # a zombie until its parent asks for it
+    with Journal.open(out, HEADER) as j:
+        assert j.done.sum() == 4
+    wait(pid)
+
+
+def test_fault_06_a_process_number_that_is_used_again_is_not_the_old_process(out):
+    lock_of(out, start=_lock.process_start(os.getpid()))
+    with pytest.raises(OutputError, match="this very process"):
+        Journal.open(out, HEADER)
+    lock_of(out, start="1")
+    Journal.open(out, HEADER).close()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"host": "elsewhere", "pid": 2**22 + 1}, {"start": None}, {"start": ""}]
+)
+def test_fault_06_a_lock_that_cannot_be_judged_is_respected(out, changed):
+    path = lock_of(out, **changed)
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match=f"if that run is gone, delete {path}"):
+        Journal.open(out, HEADER)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["", '{"pid": 1', "[]", '{"pid": "x"}'])
+def test_fault_06_a_lock_that_nobody_finished_writing_is_stale(out, monkeypatch, text):
+    monkeypatch.setattr(_lock, "_PATIENCE", 0.1)
+    out.with_name("s.nc.journal.lock").write_text(text)
+    Journal.open(out, HEADER).close()
+
+
+def test_fault_06_of_many_that_find_a_stale_lock_one_takes_it(out):
+    for _ in range(5):
+        lock_of(out, pid=dead_pid())
+        ready, go = os.pipe()
+        hold, done = os.pipe()
+
+        def work(go=go, hold=hold, done=done) -> None:
+            os.close(done)
+            with Journal.open(out, HEADER):
+                os.write(go, b"!")
+                os.read(hold, 1)  # until the parent closes its end
+
+        pids = [fork(work) for _ in range(6)]
+        os.close(go)
+        os.close(hold)
+        winners = os.read(ready, 1)
+        time.sleep(0.05)
+        os.close(done)
+        statuses = [wait(pid) for pid in pids]
+        winners += os.read(ready, 10)
+        os.close(ready)
+        assert winners == b"!"
+        assert sorted(statuses) == [0, 1, 1, 1, 1, 1]
+
+
+def test_fault_06_a_lock_that_somebody_was_faster_to_take_over_is_respected(out, monkeypatch):
+    path = lock_of(out, pid=dead_pid())
+
+    def somebody_is_faster(descriptor: int) -> None:
+        monkeypatch.undo()
+        path.unlink()
+        lock_of(out, host="elsewhere")
+
+    monkeypatch.setattr(_lock, "_exclude_others", somebody_is_faster)
+    with pytest.raises(OutputError, match="on elsewhere has been writing it"):
+        Journal.open(out, HEADER)
+    assert json.loads(path.read_text())["host"] == "elsewhere"
+
+
+def test_fault_06_without_advisory_locks_it_works_all_the_same(out, monkeypatch):
+    def missing(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(_lock.fcntl, "flock", missing)
+    lock_of(out, pid=dead_pid())
+    with Journal.open(out, HEADER), pytest.raises(OutputError, match="two runs at once"):
+        Journal.open(out, HEADER)
+
+
+def test_a_forked_child_does_not_give_the_lock_of_its_parent_back(out):
+    with Journal.open(out, HEADER) as j:
+        assert wait(fork(j.close)) == 0
+        with pytest.raises(OutputError, match="two runs at once"):
+            Journal.open(out, HEADER)
+        j.append(0, VALUES[:4])
+
+
+def test_a_journal_that_nobody_closed_gives_its_lock_back(out):
+    Journal.open(out, HEADER)
+    Journal.open(out, HEADER).close()
+
+
+def test_a_lock_that_is_no_longer_ours_is_left_alone(out):
+    with Journal.open(out, HEADER):
+        path = out.with_name("s.nc.journal.lock")
+        path.unlink()
+        path.write_text("somebody else's")
+    assert path.read_text() == "somebody else's"
+
+
+def test_the_start_of_a_process_tells_it_from_others():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    mine = _lock.process_start(os.getpid())
+    assert mine
+    assert mine == _lock.process_start(os.getpid())
+    assert _lock.process_start(child.pid)
+    child.communicate(b"\n")
+    assert _lock.process_start(child.pid) is None
+    assert _lock.process_start(2**80) is None
+
+
+def test_where_there_is_no_proc_ps_tells(monkeypatch):
+    """As on macOS."""
+    try:
+        subprocess.run(["ps"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs ps")
+    monkeypatch.setattr(_lock, "_stat_of_proc", lambda pid: None)
+    start = _lock.process_start(os.getpid())
+    assert start
+    assert start == _lock.process_start(os.getpid())
+    assert str(time.gmtime().tm_year) in start
+    child = fork(lambda: None)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert _lock.process_start(child) is None  # a zombie
+    wait(child)
+    monkeypatch.setattr(_lock, "_stat_of_ps", lambda pid: None)
+    assert _lock.process_start(os.getpid()) == ""
