@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -155,7 +158,13 @@ def _install(what: str) -> str:
 
 def _reinstall() -> str:
     """The command that builds landscapex again, from where it came."""
-    return _install("--force-reinstall --no-deps --no-cache-dir landscapex")
+    try:
+        origin = metadata.distribution("landscapex").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        source = str(Path(__file__).parents[1])  # running from a source folder
+    else:
+        source = json.loads(origin)["url"].removeprefix("file://") if origin else "landscapex"
+    return _install(f"--force-reinstall --no-deps --no-cache-dir {shlex.quote(source)}")
 
 
 def _missing_kernels(built_with: tuple[str, ...]) -> list[Missing]:

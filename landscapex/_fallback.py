@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def filter_normalize_(
     _check_filter_normalize(directions, center, runs, groups, norms)
     center = center.detach().unsqueeze(0)
     bounds, rows = groups.tolist(), runs.tolist()
-    for f, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for f, (first, last) in enumerate(pairwise(bounds)):
         parts = [(_run(directions, row), _run(center, row)) for row in rows[first:last]]
         for x, target in ((0, norms[:-1, f]), (1, norms[-1:, f])):
             squares = [_float64(part[x]).square().sum((1, 2)) for part in parts]
@@ -217,7 +218,8 @@ def _check_perturb(
 ) -> None:
     _require(
         center.dim() == 1 and center.is_contiguous() and center.dtype in _MASTER,
-        f"perturb_: center must be a contiguous float32 or float64 [P] tensor, got {_words(center)}",
+        "perturb_: center must be a contiguous float32 or float64 [P] tensor, got "
+        + _words(center),
     )
     size = center.numel()
     _require(
@@ -292,11 +294,12 @@ def _check_filter_normalize(
             and end <= size
             and not (count > 1 and inner and stride < inner),
             f"{op}: runs must be rows (offset, count, stride, inner) of entries in [0, P) with "
-            f"P = {size} and stride >= inner, got ({offset}, {count}, {stride}, {inner}) in row {r}",
+            f"P = {size} and stride >= inner, got ({offset}, {count}, {stride}, {inner}) in "
+            f"row {r}",
         )
     bounds = groups.tolist()
     ends = bounds[0] == 0 and bounds[-1] == len(runs)
-    falls = any(b < a for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+    falls = any(b < a for a, b in pairwise(bounds))
     _require(
         ends and not falls,
         f"{op}: groups must rise from 0 to R = {len(runs)}, got a table from {bounds[0]} to "

@@ -1,4 +1,4 @@
-"""Loads the compiled libraries: the CPU one wherever it was built, the CUDA one where torch has CUDA.
+"""Loads the compiled libraries: the CPU one where it was built, the CUDA one where torch has CUDA.
 
 Whatever goes wrong ends in plain PyTorch and one warning that names the cause.
 """

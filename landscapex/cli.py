@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -17,7 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from landscapex.errors import ArgumentError, ArgumentTypeError, LandscapexError, Terminated
+from landscapex.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    LandscapexError,
+    LandscapexWarning,
+    Terminated,
+)
 
 if TYPE_CHECKING:
     from landscapex.results import Surface
@@ -52,11 +59,14 @@ def main() -> None:
     The exit status is 0, 1 after an error (one line for those of landscapex, a traceback for those
     of the user's own code), 2 for wrong usage, 130 after Ctrl-C and 143 after SIGTERM.
     """
+    default, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         app()
     except LandscapexError as error:
         typer.secho(f"Error: {error}", fg="red", err=True)
         sys.exit(1)
+    finally:
+        warnings.formatwarning = default
 
 
 @app.command()
@@ -208,7 +218,9 @@ def merge(
     """Join the parts of a run that was split by --shard."""
     import landscapex as lx
 
-    result = lx.merge(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LandscapexWarning)  # what is missing is an error here
+        result = lx.merge(file)
     missing = int((~result.evaluated).sum())
     if missing:
         raise ArgumentError(f"{missing} of {result.loss.size} points of {file} are still missing.")
@@ -222,6 +234,19 @@ def doctor() -> None:
     import landscapex as lx
 
     typer.echo(str(lx.doctor()))
+
+
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A line for a person; where in our code it was raised helps nobody here."""
+    if issubclass(category, LandscapexWarning):
+        return f"Warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _call(target: str) -> tuple[Any, Any, Any]:

@@ -318,6 +318,7 @@ def _run(num_axes: int, objective: Objective, engine: str, options: _Options) ->
         header = describe_run(session, directions, grid, center, fingerprint)
         finished = _finished(options, header)
         if finished is not None:
+            store.remove_journals(finished.path or "", header)  # killed before it could
             return finished
         run = _Run(session, directions.vectors, grid, header, options, interrupts)
         with contextlib.ExitStack() as stack:
@@ -325,6 +326,7 @@ def _run(num_axes: int, objective: Objective, engine: str, options: _Options) ->
                 run.journal = stack.enter_context(
                     Journal.open(options.out, header, shard=options.shard, resume=options.resume)
                 )
+            interrupts.armed = True
             run.fill()
         result = run.result(time.monotonic() - began)
         if interrupts.signum is not None:

@@ -8,6 +8,8 @@ import time
 from types import FrameType
 from typing import Any, Literal
 
+from landscapex.errors import Terminated
+
 GRACE = 1.5  # seconds that the point at hand may still take; a batch system kills soon after
 
 
@@ -18,14 +20,17 @@ class Abandon(BaseException):
 class Interrupts:
     """Turns the first SIGINT or SIGTERM into a request that the work looks at (main thread only).
 
-    A second SIGINT raises KeyboardInterrupt at once.
+    A second SIGINT raises KeyboardInterrupt at once; so does the first one, and SIGTERM ends the
+    process, as long as there is nothing to keep.
 
     Attributes:
         signum: The signal that arrived, or None.
+        armed: Whether there is something to keep; set it when the work begins.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.armed = False
         self._since = 0.0
         self._previous: dict[int, Any] = {}
 
@@ -40,6 +45,14 @@ class Interrupts:
         return self
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if not self.armed:
+            previous = self._previous[signum]
+            if callable(previous):
+                previous(signum, frame)
+                return
+            if signum == signal.SIGTERM:
+                raise Terminated("stopped by SIGTERM before the first point.")
+            raise KeyboardInterrupt
         if self.signum is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum

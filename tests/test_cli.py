@@ -168,7 +168,7 @@ def test_shards_are_merged(command):
     assert "landscapex merge s.nc" in out
     status, _, err = command("merge", "s.nc")
     assert status == 1
-    assert "of 63 points of s.nc are still missing" in err
+    assert err == "Error: 31 of 63 points of s.nc are still missing.\n"
     assert command(*arguments, "--shard", "1/2")[0] == 0
     assert command("merge", "s.nc")[0] == 0
     assert command(*arguments[:-1], "whole.nc")[0] == 0
@@ -274,6 +274,18 @@ def test_an_error_of_ours_is_one_clear_line(command, arguments, message):
     assert "Traceback" not in err
 
 
+def test_a_warning_of_ours_is_one_line(folder):
+    (folder / "flat.py").write_text(
+        "import torch\ndef build():\n"
+        "    return torch.nn.Linear(2, 2), None, lambda model, batch: torch.tensor(1.0)\n"
+    )
+    with launch("surface", "flat:build", "--points", "3", cwd=folder) as process:
+        _, err = process.communicate()
+    assert process.returncode == 0
+    assert "Warning: the loss is the same at every point" in err
+    assert ".py:" not in err
+
+
 def test_a_picture_that_cannot_be_written_is_named(command):
     command("surface", "train:build", "--points", 3)
     status, _, err = command("show", "surface.nc", "--out", "picture.docx")
@@ -299,20 +311,20 @@ def test_an_error_of_the_users_own_code_keeps_its_traceback(folder, monkeypatch)
     ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
 )
 def test_fault_02_a_signal_stops_the_run_which_then_goes_on(folder, command, signum, status):
-    arguments = ["surface", "train:slow", "--points", "21x21", "--out", "s.nc"]
+    arguments = ["surface", "train:slow", "--points", "17x17", "--out", "s.nc"]
     process = launch(*arguments, cwd=folder)
     deadline = time.monotonic() + 60
     while not _journalled(folder / "s.nc.journal") and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signum)
-    _, err = process.communicate(timeout=10)  # all points would take more than 20 seconds
+    _, err = process.communicate(timeout=10)  # all points would take more than 13 seconds
     assert process.returncode == status
-    assert "landscapex surface train:slow --points 21x21 --out s.nc" in err.splitlines()[-1]
+    assert "landscapex surface train:slow --points 17x17 --out s.nc" in err.splitlines()[-1]
     assert "Traceback" not in err
     partial = lx.open("s.nc")
     kept = int(partial.evaluated.sum())
-    assert 0 < kept < 441
-    assert f"{kept} of 441 points are kept beside s.nc" in err
+    assert 0 < kept < 289
+    assert f"{kept} of 289 points are kept beside s.nc" in err
 
     (folder / "hurry").touch()
     assert command(*arguments)[0] == 0

@@ -53,6 +53,7 @@ def test_the_first_signal_is_a_request(signum, monkeypatch):
     try:
         before = handlers()
         with Interrupts() as requests:
+            requests.armed = True
             requests.poll()
             assert requests.signum is None
             send(signum)
@@ -69,10 +70,28 @@ def test_the_first_signal_is_a_request(signum, monkeypatch):
 
 def test_the_second_ctrl_c_stops_at_once():
     with Interrupts() as requests:
+        requests.armed = True
         send(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
         assert requests.signum == signal.SIGINT
+
+
+def test_before_there_is_anything_to_keep_signals_do_what_they_always_do():
+    received = []
+    with Interrupts() as requests, pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+    with Interrupts(), pytest.raises(Terminated, match="before the first point"):
+        send(signal.SIGTERM)
+    previous = signal.signal(signal.SIGTERM, lambda *a: received.append(a[0]))
+    try:
+        with Interrupts():
+            send(signal.SIGTERM)
+            assert received == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert received == [signal.SIGTERM]
+    assert requests.signum is None
 
 
 def test_signals_that_the_caller_ignores_stay_ignored():

@@ -1,7 +1,6 @@
-"""The operators, compiled for each instruction set and in plain PyTorch, against slow references."""
+"""The operators, for each instruction set and in plain PyTorch, against slow references."""
 
 from __future__ import annotations
-
 
 import mpmath
 import numpy as np
@@ -42,7 +41,7 @@ def ops(request):
     compiled.set_isa("auto")
 
 
-# --- perturb_ --------------------------------------------------------------------------------------
+# --- perturb_ --------------------
 
 
 @pytest.mark.parametrize("k", [0, 1, 2, 3, 7])
@@ -127,7 +126,7 @@ def test_perturb_writes_parameters_that_require_gradients_and_records_nothing(op
         loss.backward()  # the values that it saved are gone, and autograd knows
 
 
-# --- filter_normalize_ -----------------------------------------------------------------------------
+# --- filter_normalize_ --------------------
 
 
 @pytest.mark.parametrize("dtype", HALF_TO_DOUBLE, ids=str)
@@ -197,7 +196,7 @@ def test_filter_normalize_reaches_beyond_2_to_the_31(ops, rows, size, offset):
     assert norms[-1].item() == pytest.approx(6 * 40**0.5)
 
 
-# --- gaussian_ -------------------------------------------------------------------------------------
+# --- gaussian_ --------------------
 
 KNOWN = [  # counter, key, words: from the table kat_vectors of Random123, philox4x32 with 10 rounds
     ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
@@ -301,13 +300,9 @@ def test_gaussian_leaves_global_generators_alone(ops):
 
 def test_elementary_functions_are_right_to_two_ulp():
     """At random places, and where they are hardest: near 1 and 2^-53, at the ends of an octant."""
-    u = np.concatenate(
-        [
-            2.0**-53 * np.array([1, 2, 3, 2**52, 2**53 - 1, 2**53]),
-            0.5**0.5 + np.arange(-3, 4) * 1e-16,
-        ]
-        + [np.random.default_rng(0).random(300) + 2.0**-53]
-    )
+    ends = 2.0**-53 * np.array([1, 2, 3, 2**52, 2**53 - 1, 2**53])
+    middle = 0.5**0.5 + np.arange(-3, 4) * 1e-16
+    u = np.concatenate([ends, middle, np.random.default_rng(0).random(300) + 2.0**-53])
     x = np.concatenate([np.linspace(-np.pi / 4, np.pi / 4, 301), [1e-300, -1e-9, 2.0**-52]])
     table = [(_fallback._log, mpmath.log, u), (_fallback._sin, mpmath.sin, x)]
     with mpmath.workdps(40):
@@ -317,7 +312,7 @@ def test_elementary_functions_are_right_to_two_ulp():
                 assert abs(got - want) <= 2 * 2.0**-53 * abs(want), (ours, v)
 
 
-# --- all -------------------------------------------------------------------------------------------
+# --- all --------------------
 
 
 def run_all(ops) -> list[list[int]]:
@@ -358,7 +353,7 @@ def test_bits_do_not_depend_on_threads_or_instruction_set_or_flushed_denormals(o
 
 @native
 def test_an_instruction_set_that_is_not_there_is_named():
-    with pytest.raises(RuntimeError, match="set_isa: name must be auto or one of .*, got mmx"):
+    with pytest.raises(RuntimeError, match=r"set_isa: name must be auto or one of .*, got mmx"):
         compiled.set_isa("mmx")
     assert compiled.isa() in compiled.isa_names().split(",")
 
@@ -492,7 +487,7 @@ def test_filter_normalize_names_the_bad_argument(ops, name, value, message):
 def test_filter_normalize_refuses_groups_that_fall(ops):
     groups = torch.tensor([0, 2, 1, 2])
     runs, norms = RUN.repeat(2, 1), torch.zeros(3, 3, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match="groups must rise .* that falls in between"):
+    with pytest.raises(RuntimeError, match=r"groups must rise .* that falls in between"):
         ops.filter_normalize_(D3.clone(), P3, runs, groups, norms)
 
 

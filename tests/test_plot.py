@@ -19,8 +19,9 @@ from matplotlib.text import Text
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from landscapex import plot
+from landscapex._pictures.layout import fit_scale
 from landscapex._pictures.level_labels import label_places
-from landscapex._pictures.panel import axis_text, wrapped
+from landscapex._pictures.panel import axis_text, panel_of, wrapped
 from landscapex._pictures.relief import polygons
 from landscapex._pictures.scale import choose
 from landscapex.errors import ArgumentError, ArgumentTypeError, OutputError
@@ -232,9 +233,10 @@ def test_a_point_alone_is_still_visible():
     relief = plot.surface3d(surface).axes[0]
     points = [c for c in relief.collections if type(c).__name__ == "Path3DCollection"]
     assert np.ravel(points[0]._offsets3d).tolist() == [X[4], Y[7], 1.5]
-    curve = make(values[:, 7], X)
+    x = np.linspace(-1, 1, 101)
+    curve = make(np.where((np.arange(101) > 60) | (np.arange(101) == 30), 1.5, np.nan), x)
     dots = plot.line(curve).axes[0].lines[1].get_ydata()
-    assert np.flatnonzero(np.isfinite(dots)).tolist() == [4]
+    assert np.flatnonzero(np.isfinite(dots)).tolist() == [30]
 
 
 def test_a_forced_log_scale_says_what_has_no_place_on_it():
@@ -253,6 +255,15 @@ def test_explicit_levels_are_drawn_and_bound_the_colours():
     assert filled.levels[[0, -1]].tolist() == [0.5, 1.5]
     assert filled.extend == "both"
     assert [t.get_text() for t in colorbar_of(figure).get_yticklabels()] == ["0.5", "1", "1.5"]
+
+
+@pytest.mark.parametrize(
+    ("levels", "ends"),
+    [([0.5, 1], "both"), ([0, 1], "max"), ([0.5, 99], "min"), ([0, 99], "neither"), (5, "neither")],
+)
+def test_the_colour_bar_points_where_colours_are_cut_off(levels, ends):
+    panel = panel_of(make(BOWL, X, Y), "loss", "contour")
+    assert fit_scale([panel], "auto", levels)[2] == ends
 
 
 @pytest.mark.parametrize("level", [-1, 99])
@@ -389,6 +400,15 @@ def test_saving_keeps_what_hangs_out_of_the_figure():
     assert sizes[1] > 1.3 * sizes[0]
 
 
+def test_a_line_without_room_has_no_label():
+    ax = plot.contour(make(A, X, Y), levels=[0, 0.95], scale="linear").axes[0]
+    _, lines = contours_of(ax)
+    (place,) = label_places(ax, lines, [])
+    assert place[0] == pytest.approx(0)
+    marks = [(0.0, float(y)) for y in np.linspace(-1, 1, 21)]
+    assert label_places(ax, lines, marks) == []
+
+
 def test_axes_say_what_one_unit_is():
     ax = plot.contour(make(BOWL, X, Y)).axes[0]
     assert ax.get_xlabel().split("\n")[0] == "\N{GREEK SMALL LETTER ALPHA}, random direction 1"
@@ -406,9 +426,18 @@ def test_long_texts_are_wrapped_into_even_lines_outside_parentheses():
 
 
 def test_text_of_a_user_is_never_read_as_mathematics():
-    surface = make(BOWL, X, Y, title="costs $5 and_more", units=["1 = $\\bad{", "1 = $\\bad{"])
-    plot.contour(surface).draw_without_rendering()
-    plot.compare(surface, labels=["a $x"], title="$\\bad").draw_without_rendering()
+    """Each of these would raise when drawn, or come out in italics."""
+    bad = "a $\\bad{$"
+    units = [bad, bad]
+    surface = make({"loss": BOWL, bad: BOWL}, X, Y, title=bad, units=units)
+    curve = make({"loss": X**2, bad: X**2}, X, title=bad, units=units)
+    for figure in (
+        plot.contour(surface, bad),
+        plot.surface3d(surface, bad),
+        plot.compare(surface, surface, column=bad, labels=[bad, bad], title=bad),
+        plot.line(curve, curve, column=["loss", bad], labels=[bad, bad], title=bad),
+    ):
+        figure.draw_without_rendering()
 
 
 @pytest.mark.parametrize(
@@ -457,6 +486,11 @@ def test_the_best_accuracy_is_the_largest():
     assert legend_texts(plot.contour(surface, "accuracy").axes[0])[1] == (
         "grid maximum: 1 at (1, 0)"
     )
+
+
+def test_no_end_of_an_unknown_metric_is_called_the_best():
+    surface = make({"loss": BOWL, "temperature": A}, X, Y)
+    assert legend_texts(plot.contour(surface, "temperature").axes[0]) == ["centre: temperature 0"]
 
 
 def test_a_grid_without_the_centre_marks_none():

@@ -14,7 +14,9 @@ namespace landscapex::cuda {
 template <typename... P, typename... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
             A&&... arguments) {
-  kernel<<<grid, block, shared, stream> > >(static_cast<P>(arguments)...);
+  // clang-format off
+  kernel<<<grid, block, shared, stream>>>(static_cast<P>(arguments)...);
+  // clang-format on
 }
 }  // namespace landscapex::cuda
 #endif

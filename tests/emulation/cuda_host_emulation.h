@@ -166,10 +166,12 @@ struct Context {
   void (*entry)(void*) = nullptr;
   void* arg = nullptr;
   std::string error;
-  char sync_token = 0, start_token = 0, barrier_token[2] = {};
-  uint64_t switches = 0;
+  char sync_token = 0, start_token = 0;
+  std::vector<char> tokens;       // see token()
+  uint64_t switches = 0, blocks_left = 0;
   uint64_t bank_conflicts = 0;   // extra shared-memory passes of all ldmatrix so far: speed, not correctness
 };
+constexpr unsigned kTokens = 2 + 2 * 32;   // of a block: its barrier and its warps, by turns
 inline Context* ctx = nullptr;
 inline Context the_context;                                // stacks are kept between launches
 inline Order order = Order::forward;
@@ -190,6 +192,11 @@ inline void hb_release(void*) {}
 inline void hb_acquire(void*) {}
 struct Hidden { ~Hidden() {} };
 #endif
+// What a meeting is known by to the race detector. Each block has its own: fibers serve one block after another, and
+// through a token that outlived a block what they did there would seem to come before everything in later blocks.
+EMUL_INTERNAL char* token(unsigned which) {
+  return &ctx->tokens[ctx->tokens.size() - kTokens * (1 + ctx->blocks_left) + which];
+}
 EMUL_INTERNAL void* dynamic_shared() { return ctx->dyn; }
 EMUL_INTERNAL uint3 tid() { return ctx->cur->tid; }
 EMUL_INTERNAL uint3 bid() { return ctx->bid; }
@@ -255,13 +262,13 @@ inline void release_barrier_if_full() {
 inline void barrier(int line) {
   Hidden hidden;
   Fiber& f = *ctx->cur;
-  char* token = &ctx->barrier_token[ctx->phase & 1];         // by turns: an early thread may be one barrier ahead
-  hb_release(token);
+  char* const met = token(ctx->phase & 1);                   // by turns: an early thread may be one barrier ahead
+  hb_release(met);
   f.state = Fiber::at_barrier;
   f.line = line;
   ++ctx->waiting;
   wait();
-  hb_acquire(token);
+  hb_acquire(met);
 }
 
 inline void finish_if_met(Rendezvous& r, unsigned w) {       // all lanes of the mask that still run are here
@@ -297,7 +304,8 @@ template <class T> const Rendezvous::Slots& meet(unsigned mask, T v, int line, b
   else if (r->line != line) fail("lanes of one warp met at different collectives (lines " + std::to_string(r->line) + " and " + std::to_string(line) + ")");
   Rendezvous::Slots& slots = r->slots[r->gen & 1];
   std::memcpy(slots.v[lane], &v, sizeof(T));
-  if (ordered) hb_release(&slots);
+  char* const met = token(2 + 2 * w + (r->gen & 1));
+  if (ordered) hb_release(met);
   r->arrived |= 1u << lane;
   f.mask = mask;
   f.line = line;
@@ -307,7 +315,7 @@ template <class T> const Rendezvous::Slots& meet(unsigned mask, T v, int line, b
     f.state = Fiber::at_warp;
     wait();
   }
-  if (ordered) hb_acquire(&slots);
+  if (ordered) hb_acquire(met);
   return slots;
 }
 
@@ -528,7 +536,13 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem, cudaStream
     for (uint64_t i = 0; i < total; ++i) shuffled[i] = i;
     for (uint64_t i = total; i > 1; --i) std::swap(shuffled[i - 1], shuffled[rnd() % i]);
   }
+#if defined(__SANITIZE_THREAD__)
+  c.tokens.assign(total * kTokens, 0);
+#else
+  c.tokens.assign(kTokens, 0);
+#endif
   for (uint64_t k = 0; k < total; ++k) {
+    c.blocks_left = c.tokens.size() / kTokens > 1 ? total - 1 - k : 0;
     const uint64_t b = order == Order::random ? shuffled[k] : order == Order::reverse ? total - 1 - k : k;
     c.bid = {unsigned(b % grid.x), unsigned(b / grid.x % grid.y), unsigned(b / grid.x / grid.y)};
     // two sets of fibers by turns: no CUDA thread of a block is taken for one of the block before it
