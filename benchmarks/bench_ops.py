@@ -130,20 +130,23 @@ def test_filter_normalize(benchmark, flat, threads):
     def ours() -> None:
         _ops.filter_normalize_(mine, center, runs, groups, norms)
 
+    def lengths(tensors: list[Tensor]) -> list[Tensor]:
+        norm = torch.linalg.vector_norm
+        return [norm(t, dim=tuple(range(1, t.dim())), keepdim=True) for t in tensors]
+
+    filters = [w for w in weights if w.dim() > 1]
+
     def plain() -> None:
         for row in plain_rows:
-            for d, w in zip(row, weights, strict=True):
-                if d.dim() > 1:
-                    axes = tuple(range(1, d.dim()))
-                    d.mul_(w.norm(dim=axes, keepdim=True) / d.norm(dim=axes, keepdim=True))
+            matrices = [d for d in row if d.dim() > 1]
+            for d, w, n in zip(matrices, filters, lengths(matrices), strict=True):
+                d.mul_(lengths([w])[0] / n)
 
     def foreach() -> None:
-        filters = [w for w in weights if w.dim() > 1]
-        lengths = [w.flatten(1).norm(dim=1).view(-1, *[1] * (w.dim() - 1)) for w in filters]
+        wanted = lengths(filters)
         for row in foreach_rows:
             matrices = [d for d in row if d.dim() > 1]
-            found = [d.flatten(1).norm(dim=1).view(-1, *[1] * (d.dim() - 1)) for d in matrices]
-            torch._foreach_mul_(matrices, torch._foreach_div(lengths, found))
+            torch._foreach_mul_(matrices, torch._foreach_div(wanted, lengths(matrices)))
 
     for function in (ours, plain, foreach):
         function()

@@ -50,7 +50,8 @@ def _load(name: str) -> str | None:
             return "they were not built"
         torch.ops.load_library(spec.origin)
     except Exception as error:  # a broken library must never keep the package from working
-        return str(error).strip() or type(error).__name__
+        cause = error.__cause__ or error  # torch says which file, its cause says what is wrong
+        return str(cause).strip() or type(cause).__name__
     return None
 
 

@@ -295,6 +295,10 @@ def _source(data: Any, batch_size: int | None, name: str) -> tuple[Iterable[Batc
         isinstance(data, tuple) and any(isinstance(item, Tensor) for item in data)
     ):
         return _slices(data, batch_size, name), []
+    if isinstance(data, tuple) and any(isinstance(item, np.ndarray) for item in data):
+        raise ArgumentTypeError(
+            f"`{name}` must hold tensors, got {describe(data)}: use torch.from_numpy."
+        )
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size=batch_size or _DATASET_BATCH), []
     if isinstance(data, (str, bytes, np.ndarray)) or not isinstance(data, Iterable):

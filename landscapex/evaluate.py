@@ -318,7 +318,6 @@ def _run(num_axes: int, objective: Objective, engine: str, options: _Options) ->
         header = describe_run(session, directions, grid, center, fingerprint)
         finished = _finished(options, header)
         if finished is not None:
-            store.remove_journals(finished.path or "", header)  # killed before it could
             return finished
         run = _Run(session, directions.vectors, grid, header, options, interrupts)
         with contextlib.ExitStack() as stack:
@@ -487,7 +486,10 @@ def _finished(options: _Options, header: RunHeader) -> Surface | None:
             f"{out} holds the result of another run; pass resume=False to replace it. It differs "
             "in: " + "; ".join(found)
         )
-    return there if there.complete else None
+    if not there.complete:
+        return None
+    store.remove_journals(out, header)  # the run was killed before it could
+    return there
 
 
 def _confirm_size(grid: Grid, num_columns: int, seconds: float, confirmed: bool) -> None:

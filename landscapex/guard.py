@@ -142,7 +142,7 @@ class Snapshot:
             (p, self._original(space, i, p)) for i, p in enumerate(space.parameters)
         ]
         self._tables = [
-            (m, m.training, dict(m._parameters), dict(m._buffers), _hooks_of(m))
+            (m, m.training, _copied(m._parameters), _copied(m._buffers), _hooks_of(m))
             for m in space.model.modules()
         ]
         self._leaves = [(p, p.requires_grad, p.grad) for p in space.model.parameters()]
@@ -294,6 +294,11 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.view(whole), b.view(whole))
 
 
+def _copied(table: Any) -> dict[Any, Any]:
+    # a TorchScript module keeps its tables in C++, where nobody replaces an entry
+    return dict(table) if isinstance(table, dict) else {}
+
+
 def _hooks_of(module: nn.Module) -> dict[str, dict[Any, Any]]:
     return {
         name: dict(table)
@@ -303,6 +308,8 @@ def _hooks_of(module: nn.Module) -> dict[str, dict[Any, Any]]:
 
 
 def _put_back(table: Any, original: dict[Any, Any]) -> None:
+    if not isinstance(table, dict):
+        return
     if list(table) != list(original) or any(table[k] is not v for k, v in original.items()):
         table.clear()
         table.update(original)

@@ -505,8 +505,5 @@ def _divided(value: Tensor, count: Count) -> Tensor:
 
 
 def _got(value: Any) -> str:
-    return (
-        describe(value)
-        if isinstance(value, Tensor)
-        else f"{type(value).__name__} {describe(value)}"
-    )
+    structured = isinstance(value, (Tensor, tuple, list, Mapping)) or value is None
+    return describe(value) if structured else f"{type(value).__name__} {value!r:.40}"

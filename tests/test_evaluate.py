@@ -425,7 +425,7 @@ MORE = {"t": BATCH}
 
 # what another run has that this one has not -> the fields that say so
 OTHERS = {
-    "parameters": (lambda o: lx.surface(models.mlp(3, 4, 1, seed=1), BATCH, mse, **o), "parameters"),
+    "weights": (lambda o: lx.surface(models.mlp(3, 4, 1, seed=1), BATCH, mse, **o), "parameters"),
     "architecture": (lambda o: lx.surface(models.mlp(3, 5, 1), BATCH, mse, **o), "model"),
     "activation": (
         lambda o: lx.surface(models.mlp(3, 4, 1, act=nn.Tanh), BATCH, mse, **o),
@@ -686,7 +686,7 @@ def test_a_progress_bar_on_request(capsys, progress, monkeypatch):
         ({"threads": 0}, ArgumentError, "`threads` must be a whole number of at least 1, got 0."),
         ({"shard": "2/2"}, ArgumentError, "`shard` i/n must have 0 <= i < n, got '2/2'."),
         ({"shard": "x"}, ArgumentError, "`shard` must be 'i/n' or (i, n), got 'x'."),
-        ({"directions": "hessian!"}, ArgumentError, "`directions` must be 'random' or hold directi"),
+        ({"directions": "hessian!"}, ArgumentError, "`directions` must be 'random' or hold"),
         ({"directions": [{}]}, DirectionError, "a surface needs 2 direction(s), got 1."),
         ({"directions": [{}, {}]}, DirectionError, "must not be zero everywhere, got length 0."),
         ({"directions": torch.ones(2, 21)}, DirectionError, "must not be parallel (|cosine| <="),

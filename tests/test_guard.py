@@ -189,13 +189,15 @@ def test_trap_21_a_loss_that_calls_backward_does_not_fill_the_users_gradients():
 def test_trap_21_a_parameter_that_user_code_replaced_is_put_back():
     model = models.mlp(3, 2)
     original = model[0].weight
-    with (
-        pytest.raises(ModelChangedError, match=r"Linear\.weight was replaced"),
-        exclusive(ParameterSpace(model)),
-    ):
-        model[0].weight = nn.Parameter(torch.zeros(2, 3))
-        model[0].register_buffer("new", torch.zeros(1))
-        model[0].register_parameter("more", nn.Parameter(torch.zeros(1)))
+
+    def meddle():
+        with exclusive(ParameterSpace(model)):
+            model[0].weight = nn.Parameter(torch.zeros(2, 3))
+            model[0].register_buffer("new", torch.zeros(1))
+            model[0].register_parameter("more", nn.Parameter(torch.zeros(1)))
+
+    with pytest.raises(ModelChangedError, match=r"Linear\.weight was replaced"):
+        meddle()
     assert model[0].weight is original
     assert not hasattr(model[0], "new")
     assert not hasattr(model[0], "more")

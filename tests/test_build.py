@@ -1,0 +1,255 @@
+"""The build: what is compiled, what happens where it cannot be, and what `doctor` says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+import torch
+from native.harness import COMPILER, ISAS, KERNELS, OPERATORS
+
+from landscapex import _doctor, _lib
+
+ROOT = Path(__file__).parents[1]
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+native = pytest.mark.skipif(not _lib.native, reason="the compiled libraries were not built")
+
+
+# --- the sources
+
+
+def test_every_operator_has_a_kernel_for_cpu_and_cuda_and_a_binding():
+    listed = re.search(r"set\(LX_OPERATORS ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
+    assert listed is not None
+    assert tuple(listed[1].split()) == OPERATORS
+    for op in OPERATORS:
+        for name in (f"kernels/{op}.h", f"kernels/{op}.cpp", f"kernels/{op}.cu", f"ops/{op}.cpp"):
+            assert (ROOT / "csrc" / name).is_file()
+
+
+@needs_compiler
+@pytest.mark.parametrize("op", OPERATORS)
+def test_nothing_leaks_from_one_instruction_set_into_another(op, tmp_path):
+    """A weak symbol may come from any object that has it: also from the one for AVX-512."""
+    isa = "avx512" if os.uname().machine == "x86_64" else "baseline"
+    out = tmp_path / "out.o"
+    command = [COMPILER, "-std=c++17", "-O0", *ISAS[isa], f"-DLX_ISA={isa}", "-Wno-psabi"]
+    subprocess.run([*command, "-c", KERNELS / f"{op}.cpp", "-o", out], check=True)
+    symbols = subprocess.run(["nm", "-C", out], check=True, capture_output=True, text=True).stdout
+    weak = re.findall(r"^\S+ [VWu] (?!DW\.ref\.)(.*)$", symbols, re.MULTILINE)
+    assert weak == []
+    assert f"T landscapex::cpu::{isa}::" in symbols
+
+
+@needs_compiler
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the emulation is for x86-64")
+@pytest.mark.parametrize("op", OPERATORS)
+def test_shared_arrays_are_where_the_emulation_sees_them(op, tmp_path):
+    """GCC ignores the section of a static in a template: such an array would not be checked."""
+    out = tmp_path / "out.o"
+    command = [COMPILER, "-std=c++17", "-DLX_EMULATE_CUDA", "-Wno-unknown-pragmas"]
+    command += [f"-I{ROOT / 'tests' / 'emulation'}", "-x", "c++", "-c", KERNELS / f"{op}.cu"]
+    subprocess.run([*command, "-o", out], check=True)
+    symbols = subprocess.run(["nm", "-C", out], check=True, capture_output=True, text=True).stdout
+    assert "landscapex::cuda::" in symbols
+    assert re.findall(r"^\S+ [bB] (landscapex::.*)$", symbols, re.MULTILINE) == []
+
+
+@native
+def test_libraries_hold_no_path_of_the_build():
+    folders = [str(ROOT), str(Path(torch.__file__).parent), str(Path.home())]
+    for name in ("_C_cpu", "_C_cuda", "_C_emulated"):
+        spec = find_spec(f"landscapex.{name}")
+        if spec is None or spec.origin is None or name == "_C_emulated":
+            continue
+        content = Path(spec.origin).read_bytes()
+        assert [f for f in folders if f != "/" and f.encode() in content] == []
+
+
+# --- where nothing can be compiled
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    pytest.importorskip("scikit_build_core")
+    spec = spec_from_file_location("lx_backend", ROOT / "csrc" / "lx_backend.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_without_a_compiler_a_pure_wheel_is_built_and_the_log_says_why(
+    backend, monkeypatch, capsys
+):
+    monkeypatch.setenv("CXX", "false")
+    assert backend._decided({})["wheel.cmake"] == "false"
+    said = capsys.readouterr().err
+    assert "without compiled kernels, because false cannot compile C++17" in said
+    assert "apt-get install g++" in said
+
+
+@pytest.mark.parametrize(
+    ("compiler", "why"),
+    [("/no/such/compiler", "does not run"), ("false", "cannot compile C")],
+)
+def test_a_compiler_that_does_not_work_is_named(backend, monkeypatch, compiler, why):
+    monkeypatch.setenv("CXX", compiler)
+    assert why in backend._why_not_native()
+    assert compiler in backend._why_not_native()
+
+
+def test_no_compiler_at_all_is_noticed(backend, monkeypatch, tmp_path):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert backend._why_not_native() == "no C++ compiler was found"
+
+
+def test_other_platforms_get_a_pure_wheel(backend, monkeypatch):
+    monkeypatch.setattr(backend.sys, "platform", "win32")
+    assert backend._why_not_native() == "the platform win32 is not supported"
+
+
+@needs_compiler
+def test_with_a_compiler_everything_is_built(backend, capsys):
+    assert backend._decided({"a": "b"}) == {"a": "b"}
+    assert capsys.readouterr().err == ""
+
+
+def test_torch_is_a_build_requirement_only_where_there_is_none(backend, monkeypatch):
+    assert backend._requires(["ninja"], {}) == ["ninja"]
+    monkeypatch.setattr(backend, "_torch_installed", lambda: False)
+    assert backend._requires(["ninja"], {}) == ["ninja", "torch>=2.10"]
+    assert backend._requires([], {"wheel.cmake": "false"}) == []
+
+
+# --- loading
+
+PROBE = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from landscapex import _lib, _ops
+import torch
+param = torch.zeros(2)
+_ops.perturb_([param], torch.ones(2), torch.ones(1, 2), [2.0])
+print(_lib.native, param.tolist())
+for w in caught:
+    print(w.category.__name__, str(w.message))
+"""
+
+
+def import_with(library: bytes | Path | None, folder: Path) -> list[str]:
+    """Import a copy of the package beside a given `_C_cpu.so`, and compute something."""
+    package = folder / "landscapex"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    for name in ("_lib", "_ops", "_fallback", "errors"):
+        shutil.copy(ROOT / "landscapex" / f"{name}.py", package)
+    if isinstance(library, bytes):
+        (package / "_C_cpu.so").write_bytes(library)
+    elif library is not None:
+        shutil.copy(library, package / "_C_cpu.so")
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", PROBE], capture_output=True, text=True, env=environment
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("library", "cause"),
+    [
+        (None, "they were not built"),
+        (b"", "file too short"),
+        (b"not a library, but long enough to be read as one" * 10, "invalid ELF header"),
+    ],
+)
+def test_a_library_that_cannot_be_loaded_ends_in_one_warning(library, cause, tmp_path):
+    result, *warnings = import_with(library, tmp_path)
+    assert result == "False [3.0, 3.0]"
+    assert len(warnings) == 1
+    assert warnings[0].startswith("LandscapexWarning The compiled kernels of landscapex are not")
+    assert cause in warnings[0]
+    assert "landscapex.doctor() says how to get them" in warnings[0]
+
+
+@needs_compiler
+def test_a_library_for_another_torch_ends_in_one_warning(tmp_path):
+    """It asks for a function that this torch does not have."""
+    source = tmp_path / "other.cpp"
+    source.write_text("void torch_of_the_future(); struct S { S() { torch_of_the_future(); } } s;")
+    library = tmp_path / "other.so"
+    subprocess.run([COMPILER, "-shared", "-fPIC", source, "-o", library], check=True)
+    result, *warnings = import_with(library, tmp_path)
+    assert result == "False [3.0, 3.0]"
+    assert len(warnings) == 1
+    assert "undefined symbol" in warnings[0]
+
+
+@native
+def test_the_library_that_was_built_is_loaded_without_a_warning(tmp_path):
+    assert import_with(Path(find_spec("landscapex._C_cpu").origin), tmp_path) == ["True [3.0, 3.0]"]
+
+
+@pytest.mark.parametrize("version", ["2.9.1+cpu", "1.13.0", "2.2.0a0+git1234"])
+def test_an_old_torch_is_refused_with_the_command_that_helps(version):
+    with pytest.raises(ImportError, match=rf"got {re.escape(version)}; .* 'torch>=2\.10'"):
+        _lib._check_torch(version)
+
+
+@pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "2.14.1+cu130", "3.0.0.dev1"])
+def test_a_recent_torch_is_taken(version):
+    _lib._check_torch(version)
+
+
+# --- doctor
+
+
+def test_doctor_says_what_is_there():
+    report = _doctor.doctor()
+    assert repr(report) == str(report)
+    assert report.torch in str(report)
+    assert report.native == _lib.native
+    assert report.cuda == _lib.cuda
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.native = True
+    if report.native:
+        assert report.cpu_chosen in report.cpu_built
+        assert f"compiled for {', '.join(report.cpu_built)}; in use: {report.cpu_chosen}" in str(
+            report
+        )
+    for item in report.missing:
+        assert f"missing: {item.what}\n  why: {item.why}" in str(report)
+        assert "pip install" in item.command
+
+
+def test_doctor_names_the_command_for_missing_kernels(monkeypatch):
+    monkeypatch.setattr(_lib, "native", False)
+    monkeypatch.setattr(_lib, "missing", "they were not built")
+    monkeypatch.setattr(_doctor.shutil, "which", lambda name: None)
+    report = _doctor.doctor()
+    assert report.missing[0].what == "compiled kernels"
+    assert report.missing[0].why == "they were not built"
+    assert report.missing[0].command.startswith(f"apt-get install g++ && {sys.executable} -m pip")
+    assert report.cpu_chosen == ""
+    assert "CPU kernels   plain PyTorch" in str(report)
+
+
+@native
+def test_doctor_explains_missing_cuda_kernels(monkeypatch):
+    if _lib.cuda:
+        pytest.skip("nothing is missing here")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(_doctor.platform, "system", lambda: "Linux")
+    item = _doctor.doctor().missing[0]
+    assert item.what == "CUDA kernels"
+    assert "torch is a build without CUDA" in item.why  # what the build of this library said
+    assert item.command.startswith("install the CUDA 13 toolkit (nvcc), then: ")
