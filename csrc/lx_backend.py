@@ -66,7 +66,8 @@ def _why_not_native() -> str | None:
         try:
             subprocess.run(line, check=True, capture_output=True, text=True, timeout=120)
         except subprocess.CalledProcessError as error:
-            return f"{shlex.join(command)} cannot compile C++17: {error.stderr.strip()[-300:]}"
+            said = error.stderr.strip()[-300:]
+            return f"{shlex.join(command)} cannot compile C++17" + (f": {said}" if said else "")
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"{shlex.join(command)} does not run: {error}"
     return None

@@ -505,5 +505,7 @@ def _divided(value: Tensor, count: Count) -> Tensor:
 
 
 def _got(value: Any) -> str:
-    structured = isinstance(value, (Tensor, tuple, list, Mapping)) or value is None
-    return describe(value) if structured else f"{type(value).__name__} {value!r:.40}"
+    if isinstance(value, Tensor):
+        return describe(value)
+    inside = isinstance(value, (tuple, list, Mapping))
+    return f"{type(value).__name__} {describe(value) if inside else format(repr(value), '.40')}"

@@ -4,6 +4,7 @@ namespace landscapex::cuda {
 namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * 32;
+constexpr int kBlocksPerMultiprocessor = 8;  // 64 registers for each thread: none is spilled
 constexpr unsigned kAllLanes = 0xffffffffu;
 static_assert(kLanes == 32, "a segment is the work of a warp");
 
@@ -64,7 +65,7 @@ struct Segments {
 // One block for each group and direction: the lengths of the group in the direction and in the
 // centre in one pass, then the scaling. With no direction there is one block, for the centre.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     filter_normalize_kernel(const __grid_constant__ FilterNormalizeArgs args) {
   const int lane = threadIdx.x % 32;
   const T* center = static_cast<const T*>(args.center);
