@@ -1,9 +1,8 @@
 """PEP 517 backend: scikit-build-core, with two decisions that it cannot take.
 
-* torch is a build requirement only where the target environment has none. pip's isolated build runs
-  the target's own interpreter with its site-packages hidden, so sysconfig still tells where an
-  installed torch lies; CMake reads its headers from there (one stable-ABI binary serves every torch
-  from 2.10 on).
+* torch is a build requirement only where none is installed. An isolated build hides the target's
+  site-packages, but they can be found; CMake reads the headers of torch from there. Should it be
+  another environment's torch, no harm is done: one stable-ABI binary serves every torch from 2.10.
 * Where no C++ compiler works, the wheel is built without compiled libraries: the package then runs
   on plain PyTorch. `-C wheel.cmake=false` asks for the same.
 """
@@ -12,12 +11,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from scikit_build_core import build as _scikit
@@ -35,13 +37,32 @@ int main() {
 """
 
 
-def _torch_installed() -> bool:
-    if importlib.util.find_spec("torch") is not None:
-        return True
-    return any(
-        (Path(sysconfig.get_path(kind)) / "torch" / "version.py").is_file()
-        for kind in ("purelib", "platlib")
-    )
+def _site_packages() -> Iterator[Path]:
+    """Where the target's torch may lie, likeliest first.
+
+    pip runs the target's own interpreter. uv does not, and does not say which the target is: there
+    an activated environment is on the search path, and its default one beside the sources.
+    """
+    for kind in ("purelib", "platlib"):
+        yield Path(sysconfig.get_path(kind))
+    folders = [Path(p).parent for p in os.environ.get("PATH", "").split(os.pathsep) if p]
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for folder in [*folders, Path.cwd() / ".venv"]:
+        yield folder / "lib" / version / "site-packages"
+
+
+def _torch_folder() -> Path | None:
+    """An installed torch that the libraries can be built against."""
+    spec = importlib.util.find_spec("torch")
+    here = [Path(spec.origin).parent] if spec and spec.origin else []
+    for folder in [*here, *(p / "torch" for p in _site_packages())]:
+        version = folder / "version.py"
+        if not version.is_file():
+            continue
+        numbers = re.findall(r"\d+", runpy.run_path(str(version))["__version__"])[:2]
+        if tuple(map(int, numbers)) >= (2, 10):
+            return folder
+    return None
 
 
 def _compiler() -> list[str] | None:
@@ -85,7 +106,8 @@ def _decided(settings: dict | None) -> dict:
         return settings
     why = _why_not_native()
     if why is None:
-        return settings
+        torch = _torch_folder()
+        return settings | ({"cmake.define.LANDSCAPEX_TORCH": str(torch)} if torch else {})
     print(
         f"*** landscapex: building without compiled kernels, because {why}.\n"
         "*** The package will run on plain PyTorch, more slowly. Install a C++17 compiler\n"
@@ -98,7 +120,7 @@ def _decided(settings: dict | None) -> dict:
 
 
 def _requires(names: list[str], settings: dict) -> list[str]:
-    return names if _asked_for_pure(settings) or _torch_installed() else [*names, "torch>=2.10"]
+    return names if _asked_for_pure(settings) or _torch_folder() else [*names, "torch>=2.10"]
 
 
 def get_requires_for_build_wheel(config_settings=None):

@@ -32,14 +32,14 @@ from landscapex.errors import (
 )
 from landscapex.grid import CONFIRM_ABOVE, Grid, Span, make_grid
 from landscapex.header import KINDS, RunHeader, differences
-from landscapex.interrupts import Abandon, Interrupts
+from landscapex.interrupts import Interrupts
 from landscapex.journal import Journal
 from landscapex.objective import Objective, Point, Session, bind
 from landscapex.parameters import Ignore, Normalize
 from landscapex.provenance import describe_run
 from landscapex.results import Surface
 
-CHUNK = 16  # points per journal line and per turn of a shard: part of the format of a run
+CHUNK = 16  # points per turn of a shard: part of the format of a run
 
 Auto = Literal["auto"]
 Shard = None | str | tuple[int, int]
@@ -47,7 +47,7 @@ Shard = None | str | tuple[int, int]
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback is told after each chunk.
+    """What a callback is told whenever points are finished.
 
     Attributes:
         done: Points finished, those of an earlier run included.
@@ -184,8 +184,8 @@ def surface(
         precision: See `Objective`.
         threads: torch's threads during this call; None leaves them.
         progress: Show a bar with the time left.
-        callback: Called with a `Progress` after each chunk of points; the model is not at its
-            centre then.
+        callback: Called with a `Progress` whenever points are finished, at least every half second
+            unless one takes longer; the model is not at its centre then.
         confirm: Allow more than a million points.
 
     Returns:
@@ -312,7 +312,7 @@ def _run(num_axes: int, objective: Objective, engine: str, options: _Options) ->
         spans = [a.default_span for a in directions.axes]
         grid = make_grid(num_axes, options.span, options.points, default_spans=spans)
         fingerprint = session.fingerprint()  # before an evaluation touches running statistics
-        center = session.checked_center(interrupts.poll)
+        center = session.checked_center(interrupts)
         _confirm_size(grid, len(center), time.monotonic() - began, options.confirm)
         _warn_of_lost_steps(session, directions, grid)
         header = describe_run(session, directions, grid, center, fingerprint)
@@ -353,6 +353,7 @@ class _Run:
         self.session, self.directions, self.grid = session, directions, grid
         self.header, self.options, self.interrupts = header, options, interrupts
         self.journal: Journal | None = None
+        self._pace = 1  # points at once: what is lost if the loss raises, or the machine stops
         self._done = np.zeros(grid.size, dtype=bool)
         self._values = np.full((grid.size, len(header.columns)), np.nan)
 
@@ -377,36 +378,37 @@ class _Run:
         )
         with bar:
             for start, stop in _missing(chunks, self._done):
-                values = self._evaluate(start, stop)
-                self.session.snapshot.check_unchanged(contents=True)  # before they are kept
-                if len(values):
-                    self._keep(start, values)
-                    finished += len(values)
-                    bar.update(len(values))
-                    if self.options.callback is not None:
+                while start < stop:
+                    values = self._evaluate(start, stop)
+                    if len(values):
+                        self._keep(start, values)
+                        finished += len(values)
+                        bar.update(len(values))
                         seconds = time.monotonic() - began
-                        points = self.grid.points(start, start + len(values))
-                        columns = self.header.columns
-                        self.options.callback(
-                            Progress(finished, total, seconds, columns, points, values)
-                        )
-                        self.session.snapshot.check_unchanged(contents=True)
-                if self.interrupts.signum is not None:
-                    return
+                        self._report(start, values, finished, total, seconds)
+                    if self.interrupts.requested:
+                        return
+                    start += len(values)
 
     def _evaluate(self, start: int, stop: int) -> np.ndarray:
-        """Values of points from ``start``; fewer than asked for on a request to stop."""
-        step = self.session.engine.points_per_call
-        rows = []
-        for first in range(start, stop, step):
-            points = self.grid.points(first, min(first + step, stop))
-            try:
-                rows.append(self.session.losses(self.directions, points, self.interrupts.poll))
-            except Abandon:
-                break
-            if self.interrupts.signum is not None:
-                break
-        return np.concatenate(rows) if rows else self._values[:0]
+        """Values of the next points; as many as take half a second, fewer on a request to stop."""
+        began = time.monotonic()
+        points = self.grid.points(start, min(start + self._pace, stop))
+        values = self.session.losses(self.directions, points, self.interrupts)
+        self.session.snapshot.check_unchanged(contents=True)  # before they are kept
+        seconds = max(time.monotonic() - began, 1e-9)
+        self._pace = max(1, min(CHUNK, int(0.5 * len(values) / seconds)))
+        return values
+
+    def _report(
+        self, start: int, values: np.ndarray, finished: int, total: int, seconds: float
+    ) -> None:
+        if self.options.callback is None:
+            return
+        points = self.grid.points(start, start + len(values))
+        columns = self.header.columns
+        self.options.callback(Progress(finished, total, seconds, columns, points, values))
+        self.session.snapshot.check_unchanged(contents=True)
 
     def _keep(self, start: int, values: np.ndarray) -> None:
         if self.journal is not None:

@@ -154,6 +154,9 @@ class Snapshot:
             (name, p, id(p) in moving)
             for name, p in space.model.named_parameters(remove_duplicate=False)
         ]
+        self._slots = [(m, name, p) for m, _, own, _, _ in self._tables for name, p in own.items()]
+        self._buffer_tables = [(m, own) for m, _, _, own, _ in self._tables if own]
+        self._writer = space.writer()
         self._written: list[tuple[int | None, int]] | None = self._marks()
         nowhere = self.center[None][:0]
         self._point: tuple[Tensor, Tensor, Sequence[float]] = (self.center, nowhere, ())
@@ -198,7 +201,7 @@ class Snapshot:
         self._write(center, directions, coordinates)
 
     def _write(self, center: Tensor, directions: Tensor, coordinates: Sequence[float]) -> None:
-        self.space.move(center, directions, coordinates)
+        self._writer.write(center, directions, coordinates)
         self._point = (center, directions, coordinates)
         self._written = self._marks()
 
@@ -214,15 +217,16 @@ class Snapshot:
         """
         if self._written is None:
             return
-        for m, _, parameters, _, _ in self._tables:
-            for name, p in parameters.items():
-                if m._parameters.get(name) is not p:
-                    raise ModelChangedError(_changed(f"{type(m).__name__}.{name} was replaced"))
-        for (name, _, moves), mine, now in zip(
-            self._watched, self._written, self._marks(), strict=True
-        ):
-            if mine != now:
-                raise ModelChangedError(_changed(f"{name} was written to", moves))
+        for m, name, p in self._slots:
+            if m._parameters.get(name) is not p:
+                raise ModelChangedError(_changed(f"{type(m).__name__}.{name} was replaced"))
+        marks = self._marks()
+        if marks != self._written:
+            for (name, _, moves), mine, now in zip(
+                self._watched, self._written, marks, strict=True
+            ):
+                if mine != now:
+                    raise ModelChangedError(_changed(f"{name} was written to", moves))
         if contents:
             found = self.space.gather()
             self._write(*self._point)
@@ -239,7 +243,7 @@ class Snapshot:
         return [(_version(p), p.data_ptr()) for _, p, _ in self._watched]
 
     def _rewind_buffers(self) -> None:
-        for m, _, _, buffers, _ in self._tables:
+        for m, buffers in self._buffer_tables:
             _put_back(m._buffers, buffers)
         for k, (b, start, version) in enumerate(self._starts):
             if _version(b) != version:

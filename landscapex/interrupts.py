@@ -66,6 +66,11 @@ class Interrupts:
             handler(signal.SIGTERM, None)  # the user's own clean-up
         return False
 
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has arrived."""
+        return self.signum is not None
+
     def poll(self) -> None:
         """Give the point at hand up if it outlasts the grace period.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from landscapex import batches, losses
 from landscapex.batches import FrozenBatches
 from landscapex.determinism import name_culprit
-from landscapex.engine.eager import BN_MODES, EagerEngine, Poll, batch_norms, check_precision
+from landscapex.engine.eager import BN_MODES, EagerEngine, Stop, batch_norms, check_precision
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -280,10 +280,10 @@ class Session:
         assert self.engine.columns is not None
         return self.engine.columns
 
-    def values(self, poll: Poll | None = None) -> list[float]:
+    def values(self, stop: Stop | None = None) -> list[float]:
         """Loss and metrics of the model as it stands (at the centre, if nothing moved it)."""
         self._require_open()
-        values = self.engine.here(poll)
+        values = self.engine.here(stop)
         self.snapshot.check_unchanged(contents=True)
         return values
 
@@ -293,17 +293,17 @@ class Session:
         return self.engine.gradient()
 
     def losses(
-        self, directions: Tensor, points: np.ndarray, poll: Poll | None = None
+        self, directions: Tensor, points: np.ndarray, stop: Stop | None = None
     ) -> np.ndarray:
         """Values ``(G, M)`` at coordinates ``(G, K)`` along ``(K, P)`` directions."""
         self._require_open()
-        return self.engine.losses(self.snapshot, self.center, directions, points, poll)
+        return self.engine.losses(self.snapshot, self.center, directions, points, stop)
 
-    def checked_center(self, poll: Poll | None = None) -> list[float]:
+    def checked_center(self, stop: Stop | None = None) -> list[float]:
         """Values at the centre, evaluated twice unless the objective says ``check=False``.
 
         Args:
-            poll: Called between batches; may raise to stop.
+            stop: Asked between batches.
 
         Returns:
             In the order of `columns`.
@@ -311,10 +311,10 @@ class Session:
         Raises:
             NondeterministicLossError: If they differ by more than 1e-6; names the culprit.
         """
-        first = self.values(poll)
+        first = self.values(stop)
         if not self.objective.check:
             return first
-        second = self.values(poll)
+        second = self.values(stop)
         for name, a, b in zip(self.columns, first, second, strict=True):
             if a == b or (a != a and b != b):
                 continue

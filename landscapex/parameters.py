@@ -174,17 +174,11 @@ class ParameterSpace:
             directions: ``[K, P]`` in `dtype`.
             coordinates: ``K`` finite numbers.
         """
-        staged = [
-            (p, torch.empty(e.shape, dtype=e.dtype, device=p.device))
-            if p.is_conj() or p.is_neg() or not p.is_contiguous()
-            else (p, p.detach())
-            for e, p in zip(self.entries, self.parameters, strict=True)
-        ]
-        with torch.no_grad():
-            _ops.perturb_([_as_real(t) for _, t in staged], center, directions, coordinates)
-            for p, t in staged:
-                if t.data_ptr() != p.data_ptr():
-                    p.copy_(t)
+        self.writer().write(center, directions, coordinates)
+
+    def writer(self) -> Writer:
+        """What writes points into the live parameters again and again."""
+        return Writer(self)
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Views of a flat ``[P]`` vector by name and real shape."""
@@ -289,6 +283,32 @@ class ParameterSpace:
         runs = torch.cat(rows) if rows else torch.zeros((0, 4), dtype=torch.int64)
         ends = [0, len(runs)] if rule == "model" and len(runs) else range(len(runs) + 1)
         return runs.contiguous(), torch.tensor(list(ends), dtype=torch.int64)
+
+
+class Writer:
+    """The live parameters as the contiguous real tensors that `_ops.perturb_` takes.
+
+    Parameters that are not contiguous are written by way of a copy. It holds as long as no
+    parameter gets other memory.
+    """
+
+    def __init__(self, space: ParameterSpace) -> None:
+        self._by_copy = []
+        self._tensors = []
+        for e, p in zip(space.entries, space.parameters, strict=True):
+            target = p.detach()
+            if p.is_conj() or p.is_neg() or not p.is_contiguous():
+                target = torch.empty(e.shape, dtype=e.dtype, device=p.device)
+                self._by_copy.append((p, target))
+            self._tensors.append(_as_real(target))
+
+    def write(self, center: Tensor, directions: Tensor, coordinates: Sequence[float]) -> None:
+        """Write a point; see `ParameterSpace.move`."""
+        _ops.perturb_(self._tensors, center, directions, coordinates)
+        if self._by_copy:
+            with torch.no_grad():
+                for p, copied in self._by_copy:
+                    p.copy_(copied)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -40,6 +40,8 @@ class IdentityCache:
     ) -> Any:
         """Return the value kept for `tensor`, or compute and keep it.
 
+        A 0-d tensor is kept as a number, so that only the first pass waits for its device.
+
         Args:
             tensor: What the value depends on.
             compute: Called without arguments if nothing is kept.
@@ -56,6 +58,8 @@ class IdentityCache:
         if entry is not None and entry[0]() is tensor and entry[1] == version:
             return entry[2]
         value = compute()
+        if isinstance(value, Tensor) and not value.ndim:
+            value = value.item()
         forget = functools.partial(_forget, self._entries, key)
         self._entries[key] = (weakref.ref(tensor, forget), version, value)
         return value

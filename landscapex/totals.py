@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,48 +88,46 @@ class Totals:
         if not self._numerators:
             raise EmptyDataError("There must be at least one batch to average the loss over.")
         width = len(self.columns)
-        numerators, weights = (
-            array.reshape(-1, width) for array in _to_host(self._numerators, self._weights)
-        )
-        if not (weights >= 0).all():
-            raise LossError(
-                "The weight of a batch must be at least 0, got "
-                f"{float(weights[~(weights >= 0)][0])}."
-            )
-        products = np.where(weights == 0, 0.0, numerators)
-        with np.errstate(over="ignore"):
-            products[:, 0] *= weights[:, 0]
-        sums = [(_exact_sum(products[:, m]), _exact_sum(weights[:, m])) for m in range(width)]
-        if sums[0][1] == 0:
-            raise EmptyDataError(
-                "At least one sample or label must count, got a total weight of 0: every batch is "
-                "empty or every label is ignored."
-            )
-        return [total / weight if weight else math.nan for total, weight in sums]
+        numerators, weights = _to_host(self._numerators), _to_host(self._weights)
+        means = []
+        for m in range(width):
+            counts = weights[m::width]
+            for count in counts:
+                if not count >= 0:
+                    raise LossError(f"The weight of a batch must be at least 0, got {count}.")
+            counted = [(x, n) for x, n in zip(numerators[m::width], counts, strict=True) if n]
+            # the loss is a mean over its weight, a metric is a sum already
+            total = _exact_sum([x * n if m == 0 else x for x, n in counted])
+            weight = _exact_sum(counts)
+            if m == 0 and not weight:
+                raise EmptyDataError(
+                    "At least one sample or label must count, got a total weight of 0: every batch "
+                    "is empty or every label is ignored."
+                )
+            means.append(total / weight if weight else math.nan)
+        return means
 
 
-def _to_host(*columns: list[Any]) -> list[np.ndarray[Any, Any]]:
-    """Bring numbers and 0-d tensors to the host in one transfer per dtype."""
-    host = [np.empty(len(column)) for column in columns]
-    groups: dict[Any, list[tuple[int, int, Tensor]]] = {}
-    for c, column in enumerate(columns):
-        for i, value in enumerate(column):
-            if isinstance(value, Tensor):
-                groups.setdefault((value.dtype, value.device), []).append((c, i, value))
-            else:
-                host[c][i] = value
+def _to_host(values: list[Any]) -> list[float]:
+    """Numbers and 0-d tensors as floats, in one transfer per dtype from other devices."""
+    host = [0.0] * len(values)
+    groups: dict[Any, list[tuple[int, Tensor]]] = {}
+    for i, value in enumerate(values):
+        if isinstance(value, Tensor) and not value.is_cpu:
+            groups.setdefault((value.dtype, value.device), []).append((i, value))
+        else:
+            host[i] = float(value)
     for group in groups.values():
         with torch.no_grad():
-            stacked = torch.stack([value for _, _, value in group]).cpu().double().tolist()
-        for (c, i, _), number in zip(group, stacked, strict=True):
-            host[c][i] = number
+            stacked = torch.stack([value for _, value in group]).cpu().double().tolist()
+        for (i, _), number in zip(group, stacked, strict=True):
+            host[i] = number
     return host
 
 
-def _exact_sum(values: np.ndarray[Any, Any]) -> float:
+def _exact_sum(values: list[float]) -> float:
     """Sum rounded once, so that the order of batches does not matter."""
     try:
-        return math.fsum(values.tolist())
+        return math.fsum(values)
     except (OverflowError, ValueError):  # beyond the range of float64; inf - inf
-        with np.errstate(all="ignore"):
-            return float(values.sum())
+        return sum(values)

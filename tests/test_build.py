@@ -116,15 +116,44 @@ def test_other_platforms_get_a_pure_wheel(backend, monkeypatch):
     assert backend._why_not_native() == "the platform win32 is not supported"
 
 
+def fake_torch(folder: Path, version: str) -> Path:
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    package = folder / "lib" / python / "site-packages" / "torch"
+    package.mkdir(parents=True)
+    (package / "version.py").write_text(f"__version__ = {version!r}\n")
+    return package
+
+
+@pytest.fixture
+def hidden(backend, monkeypatch, tmp_path):
+    """As in an isolated build: this interpreter's torch cannot be seen."""
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(backend.sysconfig, "get_path", lambda kind: str(tmp_path / "empty"))
+    monkeypatch.setenv("PATH", str(tmp_path / "env" / "bin"), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_an_isolated_build_finds_the_torch_of_the_activated_environment(backend, hidden, tmp_path):
+    package = fake_torch(tmp_path / "env", "2.13.0+cpu")
+    assert backend._torch_folder() == package
+    assert backend._requires(["ninja"], {}) == ["ninja"]
+
+
 @needs_compiler
-def test_with_a_compiler_everything_is_built(backend, capsys):
-    assert backend._decided({"a": "b"}) == {"a": "b"}
+def test_with_a_compiler_everything_is_built_for_that_torch(backend, hidden, tmp_path, capsys):
+    package = fake_torch(tmp_path / ".venv", "2.10.1")
+    settings = backend._decided({"a": "b"})
+    assert settings == {"a": "b", "cmake.define.LANDSCAPEX_TORCH": str(package)}
     assert capsys.readouterr().err == ""
 
 
-def test_torch_is_a_build_requirement_only_where_there_is_none(backend, monkeypatch):
-    assert backend._requires(["ninja"], {}) == ["ninja"]
-    monkeypatch.setattr(backend, "_torch_installed", lambda: False)
+@pytest.mark.parametrize("version", [None, "2.9.1"])
+def test_torch_is_a_build_requirement_where_there_is_none_new_enough(
+    backend, hidden, tmp_path, version
+):
+    if version is not None:
+        fake_torch(tmp_path / "env", version)
+    assert backend._torch_folder() is None
     assert backend._requires(["ninja"], {}) == ["ninja", "torch>=2.10"]
     assert backend._requires([], {"wheel.cmake": "false"}) == []
 

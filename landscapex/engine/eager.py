@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from landscapex.batches import FrozenBatches
 from landscapex.errors import ArgumentError, LossError
 from landscapex.grid import AXIS_NAMES
 from landscapex.guard import Snapshot, seed_everything
+from landscapex.interrupts import Abandon
 from landscapex.losses import Measure, Terms, Totals
 from landscapex.parameters import ParameterSpace
 
@@ -22,7 +23,16 @@ BN_MODES = ("eval", "recompute", "batch")
 PRECISIONS = ("model", "fp32", "tf32", "bf16")
 _COMMON_SEED = 0  # stochastic losses see the same draws at every point
 
-Poll = Callable[[], None]
+
+class Stop(Protocol):
+    """Whoever may want the work to end early; see `interrupts.Interrupts`."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether to return what there is."""
+
+    def poll(self) -> None:
+        """Raise `Abandon` if the point at hand has taken too long since."""
 
 
 class EagerEngine:
@@ -44,7 +54,6 @@ class EagerEngine:
     """
 
     name = "eager"
-    points_per_call = 1
 
     def __init__(
         self,
@@ -65,6 +74,9 @@ class EagerEngine:
         self.weight_decay = weight_decay
         self.common_seed = common_seed
         self.columns: tuple[str, ...] | None = None
+        self._norms = batch_norms(space.model)
+        trained = {id(m) for m in self._norms} if bn == "batch" else set()
+        self._flags = [(m, id(m) in trained) for m in space.model.modules()]
         self._grad_mode: Callable[[], contextlib.AbstractContextManager[Any]] = torch.no_grad
 
     def losses(
@@ -73,42 +85,46 @@ class EagerEngine:
         center: Tensor,
         directions: Tensor,
         points: np.ndarray,
-        poll: Poll | None = None,
+        stop: Stop | None = None,
     ) -> np.ndarray:
-        """Losses and metrics at grid points.
+        """Losses and metrics at grid points, in order, until asked to stop.
 
         Args:
             snapshot: Of the model, held by the caller.
             center: ``(P,)``.
             directions: ``(K, P)``.
             points: ``(G, K)`` coordinates.
-            poll: Called between batches; may raise to stop.
+            stop: Asked between points and between batches.
 
         Returns:
-            ``(G, M)`` float64, in the order of `columns`.
+            ``(n, M)`` float64, ``n <= G``, in the order of `columns`.
         """
-        rows = []
+        rows: list[list[float]] = []
         for coordinates in points.tolist():
+            if stop is not None and stop.requested:
+                break
             snapshot.move(center, directions, coordinates)
             try:
-                rows.append(self.here(poll))
+                rows.append(self.here(stop))
+            except Abandon:
+                break
             except Exception as error:
                 named = zip(AXIS_NAMES, coordinates, strict=False)
                 error.add_note("landscapex: at " + ", ".join(f"{a}={c:.6g}" for a, c in named))
                 raise
-            snapshot.check_unchanged()
-        return np.array(rows, dtype=np.float64)
+        snapshot.check_unchanged()
+        return np.array(rows, dtype=np.float64).reshape(len(rows), -1)
 
-    def here(self, poll: Poll | None = None) -> list[float]:
+    def here(self, stop: Stop | None = None) -> list[float]:
         """Losses and metrics of the model as it stands now, in the order of `columns`."""
         try:
-            values, names = self._evaluate(poll)
+            values, names = self._evaluate(stop)
         except RuntimeError as error:
             # a loss that differentiates (gradient penalty, physics) says so the first time
             if self.columns is not None or "does not require grad" not in str(error):
                 raise
             self._grad_mode = torch.enable_grad
-            values, names = self._evaluate(poll)
+            values, names = self._evaluate(stop)
         if self.columns is None:
             self.columns = names
         elif self.columns != names:
@@ -118,7 +134,7 @@ class EagerEngine:
             )
         return values
 
-    def _evaluate(self, poll: Poll | None) -> tuple[list[float], tuple[str, ...]]:
+    def _evaluate(self, stop: Stop | None) -> tuple[list[float], tuple[str, ...]]:
         if self.common_seed:
             seed_everything(_COMMON_SEED, self.space.device)
         values: list[float] = []
@@ -126,7 +142,7 @@ class EagerEngine:
         with self._grad_mode(), self._mode():
             for name, batches in self.data.items():
                 totals = Totals()
-                for terms in self._terms(batches, name, poll):
+                for terms in self._terms(batches, name, stop):
                     totals.add(terms)
                 prefix = "" if not names else f"{name}_"
                 names += [prefix + c for c in totals.columns]
@@ -135,7 +151,7 @@ class EagerEngine:
                 values[0] += 0.5 * self.weight_decay * self._squared_norm()
         return values, tuple(names)
 
-    def gradient(self, poll: Poll | None = None) -> Tensor:
+    def gradient(self, stop: Stop | None = None) -> Tensor:
         """Gradient of ``loss`` over the chosen parameters as they stand now, flat ``(P,)``."""
         wanted = [(e, p) for e, p in zip(self.space.entries, self.space.parameters, strict=True)]
         for _, p in wanted:
@@ -147,7 +163,7 @@ class EagerEngine:
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.space.model.modules())
         cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
         with torch.enable_grad(), self._mode(), cudnn:
-            for terms in self._terms(batches[1], batches[0], poll):
+            for terms in self._terms(batches[1], batches[0], stop):
                 n = torch.as_tensor(terms.weight, dtype=torch.float64, device=total.device)
                 if not bool(n > 0):
                     continue
@@ -164,10 +180,10 @@ class EagerEngine:
             total += self.weight_decay * self.space.gather().double()
         return total.to(self.space.dtype)
 
-    def _terms(self, batches: FrozenBatches, name: str, poll: Poll | None) -> Iterator[Terms]:
+    def _terms(self, batches: FrozenBatches, name: str, stop: Stop | None) -> Iterator[Terms]:
         for b, batch in enumerate(batches):
-            if poll is not None:
-                poll()
+            if stop is not None:
+                stop.poll()
             try:
                 yield self.measure(self.space.model, batch)
             except Exception as error:
@@ -186,15 +202,12 @@ class EagerEngine:
     @contextlib.contextmanager
     def _mode(self) -> Iterator[None]:
         """Evaluation mode, batch norm as asked for, arithmetic as asked for."""
-        model = self.space.model
-        model.eval()
-        norms = batch_norms(model)
+        for module, training in self._flags:  # a loss may have switched modes at the last point
+            if module.training is not training:
+                module.training = training
         with precision_context(self.precision, self.space.device):
-            if self.bn == "batch":
-                for m in norms:
-                    m.train()
-            elif self.bn == "recompute" and norms:
-                self._recompute_statistics(norms)
+            if self.bn == "recompute" and self._norms:
+                self._recompute_statistics(self._norms)
             yield
 
     def _recompute_statistics(self, norms: Sequence[_NormBase]) -> None:
