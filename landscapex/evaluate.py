@@ -39,6 +39,7 @@ from landscapex.parameters import Ignore, Normalize
 from landscapex.provenance import describe_run
 from landscapex.results import Surface
 
+BLOCK_SECONDS = 0.5  # of work that may be lost
 CHUNK = 16  # points per turn of a shard: part of the format of a run
 
 Auto = Literal["auto"]
@@ -312,14 +313,16 @@ def _run(num_axes: int, objective: Objective, engine: str, options: _Options) ->
         spans = [a.default_span for a in directions.axes]
         grid = make_grid(num_axes, options.span, options.points, default_spans=spans)
         fingerprint = session.fingerprint()  # before an evaluation touches running statistics
+        started = time.monotonic()
         center = session.checked_center(interrupts)
-        _confirm_size(grid, len(center), time.monotonic() - began, options.confirm)
+        seconds = (time.monotonic() - started) / (2 if objective.check else 1)
+        _confirm_size(grid, len(center), seconds, options.confirm)
         _warn_of_lost_steps(session, directions, grid)
         header = describe_run(session, directions, grid, center, fingerprint)
         finished = _finished(options, header)
         if finished is not None:
             return finished
-        run = _Run(session, directions.vectors, grid, header, options, interrupts)
+        run = _Run(session, directions.vectors, grid, header, options, interrupts, seconds)
         with contextlib.ExitStack() as stack:
             if options.out is not None:
                 run.journal = stack.enter_context(
@@ -349,11 +352,13 @@ class _Run:
         header: RunHeader,
         options: _Options,
         interrupts: Interrupts,
+        seconds_per_point: float,
     ) -> None:
         self.session, self.directions, self.grid = session, directions, grid
         self.header, self.options, self.interrupts = header, options, interrupts
         self.journal: Journal | None = None
-        self._pace = 1  # points at once: what is lost if the loss raises, or the machine stops
+        # points at once: what is lost if the loss raises, or the machine stops
+        self._pace = max(1, min(CHUNK, int(BLOCK_SECONDS / max(seconds_per_point, 1e-9))))
         self._done = np.zeros(grid.size, dtype=bool)
         self._values = np.full((grid.size, len(header.columns)), np.nan)
 
@@ -391,13 +396,10 @@ class _Run:
                     start += len(values)
 
     def _evaluate(self, start: int, stop: int) -> np.ndarray:
-        """Values of the next points; as many as take half a second, fewer on a request to stop."""
-        began = time.monotonic()
+        """Values of the next points: what half a second is enough for, up to ``stop``."""
         points = self.grid.points(start, min(start + self._pace, stop))
         values = self.session.losses(self.directions, points, self.interrupts)
         self.session.snapshot.check_unchanged(contents=True)  # before they are kept
-        seconds = max(time.monotonic() - began, 1e-9)
-        self._pace = max(1, min(CHUNK, int(0.5 * len(values) / seconds)))
         return values
 
     def _report(
@@ -496,7 +498,7 @@ def _finished(options: _Options, header: RunHeader) -> Surface | None:
 
 def _confirm_size(grid: Grid, num_columns: int, seconds: float, confirmed: bool) -> None:
     if grid.size > CONFIRM_ABOVE and not confirmed:
-        hours = grid.size * seconds / 2 / 3600
+        hours = grid.size * seconds / 3600
         megabytes = grid.size * num_columns * 30 / 1e6
         raise GridError(
             f"a grid of {grid.size:,} points (more than {CONFIRM_ABOVE:,}) must be confirmed: it "

@@ -163,7 +163,7 @@ class Recorder:
 
 def test_trap_06_no_loss_counts_as_not_computed(tmp_path):
     """Losses of zero and below were computed again for ever."""
-    record = Recorder()
+    record, kept = Recorder(), []
 
     def f(x, y):
         record.items.append((float(x), float(y)))
@@ -172,7 +172,8 @@ def test_trap_06_no_loss_counts_as_not_computed(tmp_path):
 
     def run(stop_after=None):
         def callback(progress):
-            if progress.done == stop_after:
+            kept.append(progress.done)
+            if stop_after is not None and progress.done >= stop_after:
                 raise StopIteration
 
         return plane(f, points=(6, 7), out=tmp_path / "s.nc", callback=callback)
@@ -180,10 +181,10 @@ def test_trap_06_no_loss_counts_as_not_computed(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LandscapexWarning)
         with pytest.raises(StopIteration):
-            run(stop_after=16)
-        assert len(record.items) == 1 + 16
+            run(stop_after=15)
+        assert len(record.items) == 1 + kept[-1] < 42
         finished = run()
-    assert len(record.items) == 1 + 16 + 1 + 26
+    assert len(record.items) == 1 + 42 + 1
     assert finished.complete
     assert (finished.loss <= 0).any()
     assert np.isnan(finished.loss).any()
@@ -342,15 +343,17 @@ def test_symmetry_of_the_plane(seed, n, m, span):
 
 
 def interrupted(out, chunks, **options):
-    """A run that ends with an error after some chunks of points."""
-    left = iter(range(chunks))
+    """A run that ends with an error after some chunks of points; how many points it did."""
+    done = []
 
     def callback(progress):
-        if next(left) == chunks - 1:
+        done.append(progress.done)
+        if len(done) == chunks:
             raise StopIteration
 
     with pytest.raises(StopIteration):
         small(out=out, callback=callback, **options)
+    return done[-1]
 
 
 def small(**options):
@@ -396,11 +399,12 @@ def test_the_same_bits_from_any_number_of_shards(tmp_path_factory, n, random):
 
 def test_a_sharded_run_goes_on_where_it_stopped(tmp_path):
     out = tmp_path / "s.nc"
-    interrupted(out, 1, shard="0/2")
+    done = interrupted(out, 2, shard="0/2")
+    assert done < 16 + 16 + 13
     small(out=out, shard="1/2")
     with pytest.warns(LandscapexWarning, match="missing"):
         partial = lx.merge(out)
-    assert partial.evaluated.sum() == 77 - (16 + 13)
+    assert partial.evaluated.sum() == done + 32
     small(out=out, shard="0/2")
     assert lx.merge(out).equals(small())
 
@@ -505,7 +509,8 @@ def test_a_journal_opens_while_the_run_goes_on(tmp_path):
 
     truth = small()
     small(out=out, callback=callback)
-    assert seen == [16, 32, 48, 64, 77]
+    assert seen == sorted(set(seen))
+    assert seen[-1] == 77
 
 
 @pytest.mark.parametrize("k", [0, 5, 40])
@@ -528,8 +533,9 @@ def test_fault_17_an_error_of_the_loss_says_where_and_keeps_the_journal(tmp_path
     assert float(found[2]) == pytest.approx(beta, abs=1e-6)
     assert "in batch 1 of data" in notes
     assert reference.changes(before, reference.everything(model)) == []
-    kept = lx.open(out)
-    assert kept.evaluated.sum() == k // 16 * 16
+    kept = lx.open(out).evaluated.ravel().tolist()
+    assert k - 16 < sum(kept) <= k  # a chunk at most is lost
+    assert kept == sorted(kept, reverse=True)
 
 
 # --- Arguments -----------------------------------------------------------------------------------
@@ -538,7 +544,8 @@ def test_fault_17_an_error_of_the_loss_says_where_and_keeps_the_journal(tmp_path
 def test_what_a_callback_is_told():
     told = []
     surface = small(callback=told.append)
-    assert [p.done for p in told] == [16, 32, 48, 64, 77]
+    assert [p.done for p in told] == np.cumsum([len(p.values) for p in told]).tolist()
+    assert told[-1].done == 77
     assert {p.total for p in told} == {77}
     assert {p.columns for p in told} == {("loss",)}
     seconds = [p.seconds for p in told]
@@ -665,7 +672,7 @@ def test_threads_are_set_for_the_run_only():
     seen = []
     before = torch.get_num_threads()
     small(threads=2, callback=lambda p: seen.append(torch.get_num_threads()), points=2)
-    assert seen == [2]
+    assert set(seen) == {2}
     assert torch.get_num_threads() == before
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import mpmath
 import numpy as np
 import pytest
@@ -94,6 +97,16 @@ def test_perturb_rounds_float64_once(ops, dtype, value, want):
     center = torch.full((40,), value, dtype=torch.float64)
     ops.perturb_([param], center, torch.empty(0, 40, dtype=torch.float64), [])
     assert bits(param) == bits(torch.full((40,), want, dtype=torch.float64).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALF_TO_DOUBLE, ids=str)
+def test_perturb_keeps_nan_whatever_its_bits(ops, dtype):
+    """Rounding up the pattern of a NaN to bfloat16 would carry into the sign: -0.0."""
+    patterns = [0x7FFFFFFF, -1, 0x7F800001, 0x7FC00000] * 10
+    center = torch.tensor(patterns, dtype=torch.int32).view(torch.float32)
+    param = torch.empty(40, dtype=dtype)
+    ops.perturb_([param], center, torch.empty(0, 40), [])
+    assert param.isnan().all()
 
 
 def test_perturb_adds_products_in_float64(ops):
@@ -315,39 +328,45 @@ def test_elementary_functions_are_right_to_two_ulp():
 # --- all --------------------
 
 
-def run_all(ops) -> list[list[int]]:
-    """The bits of everything that the operators write, on sizes that keep several threads busy."""
-    params, center, directions, coordinates = perturb_case(1, 2, torch.float32, long=150_000)
-    ops.perturb_(params, center, directions, coordinates)
-    numbers = torch.empty(100_001)
-    ops.gaussian_(numbers, 3, 4, 5)
-    d = torch.empty(2, 60 * 3000)
-    for k in range(2):
-        ops.gaussian_(d[k], 8, k)
-    theta = d[0].abs() + d[1]
+def large_case() -> tuple:
+    """Sizes that keep several threads busy; subnormal numbers in what perturb_ reads and writes."""
+    theta = torch.randn(60 * 3000, generator=torch.Generator().manual_seed(0))
+    theta[:3000] *= 1e-42
     runs = torch.tensor([[3000 * f, 1, 0, 3000] for f in range(60)])
+    directions = torch.stack((theta.flip(0), theta.roll(7)))
+    return perturb_case(1, 2, torch.float32, long=150_000), directions, theta, runs
+
+
+def run_all(ops, case: tuple) -> list[list[int]]:
+    """The bits of everything that the operators write."""
+    (params, center, steps, coordinates), directions, theta, runs = case
+    params, directions = [torch.empty_like(p) for p in params], directions.clone()
     norms = torch.empty(3, 2, dtype=torch.float64)
-    ops.filter_normalize_(d, theta, runs, torch.tensor([0, 1, 60]), norms)
-    return [bits(t) for t in (*params, numbers, d, norms)]
+    numbers = torch.empty(100_001)
+    ops.perturb_(params, center, steps, coordinates)
+    ops.gaussian_(numbers, 3, 4, 5)
+    ops.filter_normalize_(directions, theta, runs, torch.tensor([0, 1, 60]), norms)
+    return [bits(t) for t in (*params, numbers, directions, norms)]
 
 
 @native
 def test_bits_do_not_depend_on_threads_or_instruction_set_or_flushed_denormals(ops):
     if ops is _fallback:
         pytest.skip("the fallback promises this of perturb_ and gaussian_ only")
-    threads = torch.get_num_threads()
-    got = [run_all(ops)]
+    threads, case = torch.get_num_threads(), large_case()
+    got = [run_all(ops, case)]
     try:
         for n in (1, 3):
             torch.set_num_threads(n)
-            got.append(run_all(ops))
+            got.append(run_all(ops, case))
+        torch.set_num_threads(1)
         torch.set_flush_denormal(True)
-        got.append(run_all(ops))
+        got.append(run_all(ops, case))
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(threads)
     compiled.set_isa("baseline")
-    want = run_all(ops)
+    want = run_all(ops, case)
     assert all(g == want for g in got)
 
 
@@ -356,6 +375,29 @@ def test_an_instruction_set_that_is_not_there_is_named():
     with pytest.raises(RuntimeError, match=r"set_isa: name must be auto or one of .*, got mmx"):
         compiled.set_isa("mmx")
     assert compiled.isa() in compiled.isa_names().split(",")
+
+
+@native
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_over_100000_calls():
+    params, center, directions, coordinates = perturb_case(1, 2, torch.float32, long=10)
+    d, theta, norms = filter_case(1, 1, torch.float32)
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    def call(times: int) -> None:
+        for _ in range(times):
+            _ops.perturb_(params, center, directions, coordinates)
+            _ops.gaussian_(center, 1, 2)
+        for _ in range(times // 10):
+            _ops.filter_normalize_(d, theta, RUNS, GROUPS, norms)
+
+    call(5000)
+    before = resident()
+    call(100_000)
+    assert resident() < 1.01 * before
 
 
 def operator_arguments(name: str, dtype: torch.dtype) -> tuple:

@@ -2,6 +2,7 @@
 #include "filter_normalize.h"
 
 #include "float_environment.h"
+#include "search.h"
 
 namespace landscapex::cpu::LX_ISA {
 namespace {
@@ -75,15 +76,7 @@ const T* gather(const T* x, const Run& run, int64_t first, int64_t last, T* buff
 // Walks over segments first <= s < last: f(s, run, first entry, end entry).
 template <typename F>
 void for_segments(const FilterNormalizeArgs& args, int64_t first, int64_t last, const F& f) {
-  int64_t r = 0;  // the last run whose segments begin at or before `first`
-  for (int64_t end = args.num_runs; end - r > 1;) {
-    const int64_t middle = r + (end - r) / 2;
-    if (args.segments[middle] <= first) {
-      r = middle;
-    } else {
-      end = middle;
-    }
-  }
+  int64_t r = last_not_after(args.segments, args.num_runs, first);
   for (int64_t s = first; s < last; ++s) {
     while (args.segments[r + 1] <= s) ++r;
     const Run& run = args.runs[r];

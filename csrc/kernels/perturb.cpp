@@ -2,6 +2,7 @@
 #include "perturb.h"
 
 #include "float_environment.h"
+#include "search.h"
 
 namespace landscapex::cpu::LX_ISA {
 namespace {
@@ -71,17 +72,14 @@ void write(const PerturbArgs& args, void* data, int64_t local, int64_t flat, int
   }
 }
 
+struct Starts {
+  const PerturbTensor* tensors;
+  int64_t operator[](int64_t t) const { return tensors[t].start; }
+};
+
 template <typename C>
 void perturb_from(const PerturbArgs& args, int64_t first, int64_t last) {
-  int64_t t = 0;  // the last tensor that starts at or before `first`
-  for (int64_t end = args.num_tensors; end - t > 1;) {
-    const int64_t middle = t + (end - t) / 2;
-    if (args.tensors[middle].start <= first) {
-      t = middle;
-    } else {
-      end = middle;
-    }
-  }
+  int64_t t = last_not_after(Starts{args.tensors}, args.num_tensors, first);
   for (int64_t flat = first; flat < last; ++t) {
     const PerturbTensor& tensor = args.tensors[t];
     const int64_t end = t + 1 < args.num_tensors ? args.tensors[t + 1].start : args.num_params;

@@ -1,4 +1,5 @@
 #include "perturb.h"
+#include "search.h"
 
 namespace landscapex::cuda {
 namespace {
@@ -51,15 +52,7 @@ __global__ void __launch_bounds__(kThreads)
   if (i >= last) return;
   const C* center = static_cast<const C*>(args.center);
   const C* directions = static_cast<const C*>(args.directions);
-  int t = 0;
-  for (int end = args.count; end - t > 1;) {
-    const int middle = (t + end) / 2;
-    if (args.start[middle] <= i) {
-      t = middle;
-    } else {
-      end = middle;
-    }
-  }
+  int64_t t = last_not_after(args.start, args.count, i);
   for (int j = 0; j < kPerThread && i < last; ++j, i += kThreads) {
     while (i >= args.start[t + 1]) ++t;
     double sum = center[i];

@@ -113,7 +113,7 @@ class EagerEngine:
                 error.add_note("landscapex: at " + ", ".join(f"{a}={c:.6g}" for a, c in named))
                 raise
         snapshot.check_unchanged()
-        return np.array(rows, dtype=np.float64).reshape(len(rows), -1)
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.columns or ()))
 
     def here(self, stop: Stop | None = None) -> list[float]:
         """Losses and metrics of the model as it stands now, in the order of `columns`."""

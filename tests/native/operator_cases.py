@@ -37,6 +37,7 @@ def perturb_case(
     special = torch.tensor([-0.0, 1e-40, -1e-45, float("inf"), -float("inf"), float("nan"), 7e4])
     for begin in (0, 20, 90, size - 140, size - 100):
         center[begin : begin + 7] = special
+        directions[:, begin : begin + 3] = 0
     if k:
         directions[0, size - 60 : size - 53] = special
     return params, center, directions, (torch.randn(k, generator=rng).double() * 2).tolist()

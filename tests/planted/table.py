@@ -5,7 +5,6 @@ from __future__ import annotations
 from .runner import Planted
 
 AXES = "tests/test_axes.py::"
-BATCHES = "tests/test_batches.py::"
 EVALUATE = "tests/test_evaluate.py::"
 GRID = "tests/test_grid.py::"
 GUARD = "tests/test_guard.py::"
@@ -17,14 +16,13 @@ LOSSES = "tests/test_losses.py::"
 METRICS = "tests/test_metrics.py::"
 OBJECTIVE = "tests/test_objective.py::"
 PARAMETERS = "tests/test_parameters.py::"
-RESULTS = "tests/test_results.py::"
 JOURNAL = "tests/test_journal_damage.py::"
 
 TRAPS = [
     Planted(
         "trap 1", "walk the grid with +=", "landscapex/guard.py",
-        "self.space.move(center, directions, coordinates)\n        self._point",
-        "self.space.move(self.space.gather(), directions, coordinates)\n        self._point",
+        "self._writer.write(center, directions, coordinates)\n",
+        "self._writer.write(self.space.gather(), directions, coordinates)\n",
         EVALUATE + "test_trap_01_every_row_is_in_its_place",
     ),
     Planted(
@@ -67,8 +65,7 @@ TRAPS = [
         "trap 5", "[y, x] in the result", "landscapex/results.py",
         "(dims, array[:, k].reshape(shape))",
         "(dims, array[:, k].reshape(shape, order='F'))",
-        RESULTS
-        + "test_trap_05_rows_are_alpha_and_columns_are_beta_through_journal_dataset_and_file",
+        EVALUATE + "test_trap_05_alpha_is_the_first_dimension_from_evaluation_to_file",
     ),
     Planted(
         "trap 6", "a loss <= 0 counts as not computed", "landscapex/evaluate.py",
@@ -162,8 +159,8 @@ TRAPS = [
     ),
     Planted(
         "trap 17", "evaluation in training mode", "landscapex/engine/eager.py",
-        "        model.eval()\n        norms =",
-        "        norms =",
+        "            if module.training is not training:\n",
+        "            if False:\n",
         OBJECTIVE + "test_trap_17_batch_norm_uses_running_statistics_by_default",
     ),
     Planted(
@@ -180,8 +177,8 @@ TRAPS = [
     ),
     Planted(
         "trap 18", "a sum over batches", "landscapex/totals.py",
-        "return [total / weight if weight else math.nan for total, weight in sums]",
-        "return [total for total, weight in sums]",
+        "means.append(total / weight if weight else math.nan)",
+        "means.append(total)",
         LOSSES + "test_trap_18_total_of_ragged_batches_is_the_mean_over_samples",
     ),
     Planted(
@@ -278,8 +275,8 @@ TRAPS = [
     ),
     Planted(
         "trap 25", "sums in float32", "landscapex/totals.py",
-        "        return math.fsum(values.tolist())\n",
-        "        return float(np.cumsum(values.astype(np.float32))[-1])\n",
+        "        return math.fsum(values)\n",
+        "        return float(sum(torch.tensor(values)))\n",
         OBJECTIVE + "test_trap_25_losses_are_summed_in_float64",
     ),
     Planted(
@@ -401,8 +398,8 @@ FAULTS = [
     ),
     Planted(
         "fault 14", "a mean over nothing", "landscapex/totals.py",
-        "        if sums[0][1] == 0:\n",
-        "        if False:\n",
+        "            if m == 0 and not weight:\n",
+        "            if False:\n",
         OBJECTIVE + "test_fault_14_only_ignored_labels_are_no_data",
     ),
     Planted(
