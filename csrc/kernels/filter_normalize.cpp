@@ -7,19 +7,26 @@
 namespace landscapex::cpu::LX_ISA {
 namespace {
 
-// Eight float64, whatever the registers: compilers split what is too wide for the instruction set.
-typedef double Eight __attribute__((vector_size(64)));
-typedef float EightFloats __attribute__((vector_size(32)));
-constexpr int kWide = 8, kVectors = kLanes / kWide;
+// As many float64 as a register of the instruction set holds.
+#if defined(__AVX512F__)
+constexpr int kWide = 8;
+#elif defined(__AVX2__)
+constexpr int kWide = 4;
+#else
+constexpr int kWide = 2;
+#endif
+constexpr int kVectors = kLanes / kWide;
+typedef double Doubles __attribute__((vector_size(8 * kWide)));
+typedef float Floats __attribute__((vector_size(4 * kWide)));
 
-LX_INLINE void load(const double* p, Eight& out) { memcpy(&out, p, sizeof(out)); }
-LX_INLINE void load(const float* p, Eight& out) {
-  EightFloats v;
+LX_INLINE void load(const double* p, Doubles& out) { memcpy(&out, p, sizeof(out)); }
+LX_INLINE void load(const float* p, Doubles& out) {
+  Floats v;
   memcpy(&v, p, sizeof(v));
-  out = __builtin_convertvector(v, Eight);
+  out = __builtin_convertvector(v, Doubles);
 }
 template <typename T>
-LX_INLINE void load(const T* p, Eight& out) {
+LX_INLINE void load(const T* p, Doubles& out) {
   float v[kWide];
   for (int i = 0; i < kWide; ++i) v[i] = widen(p[i]);
   load(v, out);
@@ -28,11 +35,11 @@ LX_INLINE void load(const T* p, Eight& out) {
 // Sum of the squares of n <= kSegment neighbouring entries, in the order that the header fixes.
 template <typename T>
 double sum_of_squares(const T* x, int64_t n) {
-  Eight sums[kVectors] = {};
+  Doubles sums[kVectors] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     for (int v = 0; v < kVectors; ++v) {
-      Eight value;
+      Doubles value;
       load(x + i + v * kWide, value);
       sums[v] += value * value;
     }
