@@ -1,8 +1,9 @@
 """Errors and warnings of landscapex.
 
 Every error derives from `LandscapexError` and also from the built-in error it is a kind of, so that
-``except ValueError`` keeps working. `Interrupted` and `Terminated` do not: a request to stop must
-pass ``except Exception``.
+``except ValueError`` keeps working. `Terminated` does not: a request to stop must pass
+``except Exception``. Ctrl-C raises Python's own KeyboardInterrupt, with the partial result in its
+attribute ``surface``: only that very class ends a script with status 130.
 """
 
 from __future__ import annotations
@@ -84,18 +85,6 @@ class MissingExtraError(LandscapexError, ImportError):
 
 class LandscapexWarning(UserWarning):
     """Something a person should know, but that does not make the result wrong."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C arrived; finished points are kept.
-
-    Attributes:
-        surface: The partial result, a `Surface` whose ``evaluated`` mask has holes.
-    """
-
-    def __init__(self, message: str, *, surface: Any = None) -> None:
-        super().__init__(message)
-        self.surface = surface
 
 
 class Terminated(SystemExit):

@@ -25,7 +25,6 @@ from landscapex.errors import (
     ArgumentTypeError,
     DirectionError,
     GridError,
-    Interrupted,
     LandscapexWarning,
     ResumeMismatchError,
     Terminated,
@@ -200,7 +199,8 @@ def surface(
         NonFiniteCenterError: If the parameters are not finite.
         ResumeMismatchError: If ``out`` holds another run.
         OutputError: If ``out`` cannot be written.
-        Interrupted: On Ctrl-C, after the point at hand; carries the partial result.
+        KeyboardInterrupt: On Ctrl-C, after the point at hand; ``surface`` is the partial result.
+        Terminated: On SIGTERM, likewise.
 
     References:
         Li, Xu, Taylor, Studer, Goldstein, "Visualizing the Loss Landscape of Neural Nets",
@@ -546,7 +546,9 @@ def _stopped(signum: int, result: Surface, out: Path | None) -> BaseException:
     kept = f"are kept beside {out}; the same call goes on" if out else "are in `.surface`"
     if signum == signal.SIGTERM:
         return Terminated(f"stopped by SIGTERM: {have} {kept}.", surface=result)
-    return Interrupted(f"stopped by Ctrl-C: {have} {kept}.", surface=result)
+    stopped = KeyboardInterrupt(f"stopped by Ctrl-C: {have} {kept}.")
+    stopped.surface = result  # type: ignore[attr-defined]
+    return stopped
 
 
 @contextlib.contextmanager

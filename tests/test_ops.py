@@ -512,7 +512,7 @@ NORMALIZE_ERRORS = [
     ("runs", torch.tensor([[1, 1, 0, 3]]), r"runs must be .* P = 3 .* got \(1, 1, 0, 3\) in row 0"),
     ("runs", torch.tensor([[-1, 1, 0, 1]]), r"runs must be rows .* got \(-1, 1, 0, 1\)"),
     ("runs", torch.tensor([[0, 2, 1, 2]]), "runs must be rows .* stride >= inner"),
-    ("runs", torch.tensor([[0, 2**62, 2**62, 1]]), "runs must be rows"),
+    ("runs", torch.tensor([[0, 2**32 + 1, 2**32, 1]]), r"runs must be rows .* in row 0"),
     ("runs", torch.tensor([[4, 0, 0, 0]]), r"runs must be rows .* got \(4, 0, 0, 0\)"),
     ("groups", torch.tensor([0, 2]), "groups must rise from 0 to R = 1, got a table from 0 to 2"),
     ("groups", torch.tensor([1, 1]), "groups must rise from 0 to R = 1, got a table from 1 to 1"),
