@@ -28,8 +28,8 @@ check: .venv/installed .venv/checkers .venv/data
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy landscapex
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
-	$(PYTEST) -m slow tests
-	$(PYTEST) tests/test_readme.py tests/test_layout.py
+	$(PYTEST) -n 2 -m slow tests
+	$(PYTEST) tests/test_other_tools.py
 	@if command -v nvcc > /dev/null; then $(BIN)/python tests/native/compile_matrix.py; \
 	else echo "There is no nvcc: CUDA kernels were not compiled for the architectures."; fi
 
@@ -55,8 +55,10 @@ clean:
 	$(INSTALL) '.[test]' pytest-xdist scikit-learn
 	touch $@
 
-.venv/checkers: .ci/constraints.txt | .venv/torch
+# The other tools come without their dependencies, which would replace NumPy.
+.venv/checkers: .ci/constraints.txt .ci/oracles.txt | .venv/torch
 	$(PIP) ruff mypy clang-format
+	$(PIP) --no-deps -r .ci/oracles.txt
 	touch $@
 
 # Fashion-MNIST, by Debian package and without touching the system. Tests that need it skip without.
