@@ -315,6 +315,21 @@ class Surface:
 
         return plot.surface3d(self, column=column, **options)
 
+    def to_html(self, path: str | os.PathLike[str], column: str = "loss", **options: Any) -> Path:
+        """Write the result as one interactive page; needs ``landscapex[interactive]``.
+
+        Args:
+            path: Where to, ending in ``.html``; an existing file is replaced.
+            column: What to draw.
+            **options: Those of `landscapex.export.to_html`.
+
+        Returns:
+            The absolute path.
+        """
+        from landscapex import export
+
+        return export.to_html(self, path, column=column, **options)
+
     def __repr__(self) -> str:
         """What it is, in a few lines."""
         size = " x ".join(map(str, self.shape))

@@ -30,11 +30,11 @@ ORDER = [
     *["results", "provenance", "evaluate"],
     *["_pictures", "_pictures.scale", "_pictures.panel", "_pictures.level_labels"],
     *["_pictures.contours", "_pictures.curves", "_pictures.relief", "_pictures.layout"],
-    *["_pictures.gallery", "plot"],
+    *["_pictures.gallery", "plot", "_extras", "export"],
     *["examples", "_doctor", "cli", "__main__"],
 ]
 # Inside its methods, results may draw and export.
-LATER_ON_CALL = {"results": {"plot"}}
+LATER_ON_CALL = {"results": {"plot", "export"}}
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 
 
