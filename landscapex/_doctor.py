@@ -17,11 +17,7 @@ import torch
 
 from landscapex import _lib
 
-_EXTRAS = {
-    "interactive": ("plotly",),
-    "paraview": ("pyevtk",),
-    "topology": ("gudhi", "skimage"),
-}
+_EXTRAS = {"interactive": ("plotly",)}
 
 
 @dataclass(frozen=True)

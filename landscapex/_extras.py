@@ -1,4 +1,4 @@
-"""Optional packages: imported when they are needed, with the command that brings them if missing."""
+"""Optional packages: imported when needed, with the command that brings them if missing."""
 
 from __future__ import annotations
 

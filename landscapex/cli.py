@@ -76,6 +76,7 @@ def demo(
 ) -> None:
     """Compute and draw the surface of a small network on real data; nothing else is needed."""
     import landscapex as lx
+    from landscapex.store import find_journals
 
     model, data, loss = lx.examples.digits()
     file = out / "surface.nc"
@@ -83,7 +84,8 @@ def demo(
         out.mkdir(parents=True, exist_ok=True)
         # One batch and one thread: the network is so small that splitting the work costs time.
         objective = lx.Objective(model, data, loss, metrics="accuracy", batch_size=len(data[1]))
-        surface = lx.surface(objective, points=points, out=file, resume=False, threads=1)
+        stopped = bool(find_journals(file))  # a finished demo starts over
+        surface = lx.surface(objective, points=points, out=file, resume=stopped, threads=1)
         line = lx.line(objective, points=2 * points - 1, threads=1)
     pictures = {
         "surface.png": (surface.plot(), "the surface as contours; the cross is the network"),

@@ -1,89 +1,23 @@
-"""Lines, surfaces and volumes: fill a grid with losses, chunk by chunk, losing none."""
+"""Lines, surfaces and volumes of the loss around a model."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import nn
 
-from landscapex import axes, results, store
-from landscapex.axes import Directions
-from landscapex.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    DirectionError,
-    GridError,
-    LandscapexWarning,
-    ResumeMismatchError,
-    Terminated,
-)
-from landscapex.grid import CONFIRM_ABOVE, Grid, Span, make_grid
-from landscapex.header import KINDS, RunHeader, differences
-from landscapex.interrupts import Interrupts
-from landscapex.journal import Journal
-from landscapex.objective import Objective, Point, Session, bind
+from landscapex._files import check_output
+from landscapex.errors import ArgumentError, ArgumentTypeError
+from landscapex.filling import Auto, Options, Progress, fill_grid
+from landscapex.grid import Span
+from landscapex.objective import Objective, Point, bind
 from landscapex.parameters import Ignore, Normalize
-from landscapex.provenance import describe_run
 from landscapex.results import Surface
 
-BLOCK_SECONDS = 0.5  # of work that may be lost
-CHUNK = 16  # points per turn of a shard: part of the format of a run
-
-Auto = Literal["auto"]
-Shard = None | str | tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a callback is told whenever points are finished.
-
-    Attributes:
-        done: Points finished, those of an earlier run included.
-        total: Points this call is to finish.
-        seconds: Since the call began.
-        columns: Names of the values.
-        coordinates: Of the points just finished, ``(n, K)``.
-        values: At these points, ``(n, M)``.
-    """
-
-    done: int
-    total: int
-    seconds: float
-    columns: tuple[str, ...]
-    coordinates: np.ndarray
-    values: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Options:
-    """The keyword arguments that `line`, `surface` and `volume` share."""
-
-    directions: Any
-    normalize: Normalize | Auto | None
-    ignore: Ignore | Auto | None
-    span: Span
-    points: int | Sequence[int]
-    center: Point
-    seed: int
-    out: Path | None
-    resume: bool
-    shard: tuple[int, int] | None
-    threads: int | None
-    progress: bool
-    callback: Callable[[Progress], object] | None
-    confirm: bool
+Shard = str | tuple[int, int] | None
 
 
 def line(
@@ -126,7 +60,7 @@ def line(
         (5,)
     """
     objective = bind(model, data, loss, metrics=metrics, precision=precision)
-    return _run(1, objective, engine, _options(locals()))
+    return fill_grid(1, objective, _options(locals()))
 
 
 def surface(
@@ -212,7 +146,7 @@ def surface(
         (3, 5)
     """
     objective = bind(model, data, loss, metrics=metrics, precision=precision)
-    return _run(2, objective, engine, _options(locals()))
+    return fill_grid(2, objective, _options(locals()))
 
 
 def volume(
@@ -249,12 +183,12 @@ def volume(
         (3, 3, 3)
     """
     objective = bind(model, data, loss, metrics=metrics, precision=precision)
-    return _run(3, objective, engine, _options(locals()))
+    return fill_grid(3, objective, _options(locals()))
 
 
-def _options(arguments: dict[str, Any]) -> _Options:
+def _options(arguments: dict[str, Any]) -> Options:
     """Check the shared arguments, before any work."""
-    chosen = {name: arguments[name] for name in _Options.__dataclass_fields__}
+    chosen = {name: arguments[name] for name in Options.__dataclass_fields__}
     if arguments["engine"] not in ("auto", "eager"):
         raise ArgumentError(f"`engine` must be 'auto' or 'eager', got {arguments['engine']!r}.")
     if chosen["out"] is not None and not isinstance(chosen["out"], str | os.PathLike):
@@ -262,11 +196,13 @@ def _options(arguments: dict[str, Any]) -> _Options:
     if chosen["callback"] is not None and not callable(chosen["callback"]):
         raise ArgumentTypeError("`callback` must be callable, got " + repr(chosen["callback"]))
     threads = chosen["threads"]
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
+    if threads is not None and (type(threads) is not int or threads < 1):
         raise ArgumentError(f"`threads` must be a whole number of at least 1, got {threads!r}.")
-    chosen["out"] = None if chosen["out"] is None else Path(chosen["out"])
+    if chosen["out"] is not None:
+        check_output(chosen["out"])
+        chosen["out"] = Path(chosen["out"])
     chosen["shard"] = parse_shard(chosen["shard"])
-    return _Options(**chosen)
+    return Options(**chosen)
 
 
 def parse_shard(shard: Shard) -> tuple[int, int] | None:
@@ -295,268 +231,3 @@ def parse_shard(shard: Shard) -> tuple[int, int] | None:
     if not 0 <= i < n:
         raise ArgumentError(f"`shard` i/n must have 0 <= i < n, got {shard!r}.")
     return i, n
-
-
-def _run(num_axes: int, objective: Objective, engine: str, options: _Options) -> Surface:
-    make_grid(num_axes, options.span, options.points)  # refuse bad numbers before reading data
-    if isinstance(options.directions, str) and options.directions != "random":
-        raise ArgumentError(
-            f"`directions` must be 'random' or hold directions, got {options.directions!r}."
-        )
-    began = time.monotonic()
-    with (
-        _thread_count(options.threads),
-        Interrupts() as interrupts,
-        objective.session(options.center) as session,
-    ):
-        directions = _directions(num_axes, session, options)
-        spans = [a.default_span for a in directions.axes]
-        grid = make_grid(num_axes, options.span, options.points, default_spans=spans)
-        fingerprint = session.fingerprint()  # before an evaluation touches running statistics
-        started = time.monotonic()
-        center = session.checked_center(interrupts)
-        seconds = (time.monotonic() - started) / (2 if objective.check else 1)
-        _confirm_size(grid, len(center), seconds, options.confirm)
-        _warn_of_lost_steps(session, directions, grid)
-        header = describe_run(session, directions, grid, center, fingerprint)
-        finished = _finished(options, header)
-        if finished is not None:
-            return finished
-        run = _Run(session, directions.vectors, grid, header, options, interrupts, seconds)
-        with contextlib.ExitStack() as stack:
-            if options.out is not None:
-                run.journal = stack.enter_context(
-                    Journal.open(options.out, header, shard=options.shard, resume=options.resume)
-                )
-            interrupts.armed = True
-            run.fill()
-        result = run.result(time.monotonic() - began)
-        if interrupts.signum is not None:
-            raise _stopped(interrupts.signum, result, options.out)
-    _warn_of_results(result, center[0])
-    if options.out is not None and options.shard is None:
-        result.save(options.out)
-        store.remove_journals(options.out, header)
-        result = results.open(options.out)
-    return result
-
-
-class _Run:
-    """One pass over the points that are ours and not done."""
-
-    def __init__(
-        self,
-        session: Session,
-        directions: Tensor,
-        grid: Grid,
-        header: RunHeader,
-        options: _Options,
-        interrupts: Interrupts,
-        seconds_per_point: float,
-    ) -> None:
-        self.session, self.directions, self.grid = session, directions, grid
-        self.header, self.options, self.interrupts = header, options, interrupts
-        self.journal: Journal | None = None
-        # points at once: what is lost if the loss raises, or the machine stops
-        self._pace = max(1, min(CHUNK, int(BLOCK_SECONDS / max(seconds_per_point, 1e-9))))
-        self._done = np.zeros(grid.size, dtype=bool)
-        self._values = np.full((grid.size, len(header.columns)), np.nan)
-
-    def fill(self) -> None:
-        """Evaluate, keep and report every chunk; returns early on a request to stop."""
-        if self.journal is not None:
-            self._done, self._values = self.journal.done.copy(), self.journal.values.copy()
-        i, n = self.options.shard or (0, 1)
-        chunks = [c for k, c in enumerate(self.grid.chunks(CHUNK)) if k % n == i]
-        total = sum(stop - start for start, stop in chunks)
-        finished = int(sum(self._done[start:stop].sum() for start, stop in chunks))
-        began = time.monotonic()
-        bar = tqdm(
-            total=total,
-            initial=finished,
-            unit="point",
-            desc=self.header.kind,
-            disable=not self.options.progress,
-            delay=0.5,
-            dynamic_ncols=True,
-            mininterval=0.1 if _watched() else 10.0,  # lines of a log file stay
-        )
-        with bar:
-            for start, stop in _missing(chunks, self._done):
-                while start < stop:
-                    values = self._evaluate(start, stop)
-                    if len(values):
-                        self._keep(start, values)
-                        finished += len(values)
-                        bar.update(len(values))
-                        seconds = time.monotonic() - began
-                        self._report(start, values, finished, total, seconds)
-                    if self.interrupts.requested:
-                        return
-                    start += len(values)
-
-    def _evaluate(self, start: int, stop: int) -> np.ndarray:
-        """Values of the next points: what half a second is enough for, up to ``stop``."""
-        points = self.grid.points(start, min(start + self._pace, stop))
-        values = self.session.losses(self.directions, points, self.interrupts)
-        self.session.snapshot.check_unchanged(contents=True)  # before they are kept
-        return values
-
-    def _report(
-        self, start: int, values: np.ndarray, finished: int, total: int, seconds: float
-    ) -> None:
-        if self.options.callback is None:
-            return
-        points = self.grid.points(start, start + len(values))
-        columns = self.header.columns
-        self.options.callback(Progress(finished, total, seconds, columns, points, values))
-        self.session.snapshot.check_unchanged(contents=True)
-
-    def _keep(self, start: int, values: np.ndarray) -> None:
-        if self.journal is not None:
-            self.journal.append(start, values)
-        self._done[start : start + len(values)] = True
-        self._values[start : start + len(values)] = values
-
-    def result(self, seconds: float) -> Surface:
-        """What is there now, partial or not."""
-        header = self.header
-        notes = list(header.provenance["notes"])
-        if self.journal is not None:
-            header = self.journal.header
-            notes += self.journal.notes
-        provenance = {**header.provenance, "seconds": round(seconds, 3), "notes": notes}
-        return Surface.from_run(replace(header, provenance=provenance), self._done, self._values)
-
-
-def _watched() -> bool:
-    """Whether somebody sees the bar move: a terminal or a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
-
-
-def _missing(chunks: Sequence[tuple[int, int]], done: np.ndarray) -> Iterator[tuple[int, int]]:
-    """The stretches of points without a value, each within one chunk."""
-    for start, stop in chunks:
-        first = start
-        while first < stop:
-            if done[first]:
-                first += 1
-                continue
-            last = first
-            while last < stop and not done[last]:
-                last += 1
-            yield first, last
-            first = last
-
-
-def _directions(num_axes: int, session: Session, options: _Options) -> Directions:
-    """The directions of this run, scaled as asked for, checked."""
-    objective, wanted = session.objective, options.directions
-    random_draw = isinstance(wanted, str)
-    rule = options.normalize if options.normalize != "auto" else "filter" if random_draw else None
-    ignore = options.ignore if options.ignore != "auto" else "bias_bn" if random_draw else None
-    if random_draw:
-        directions = axes.random(
-            objective, num_axes, seed=options.seed, normalize=rule, ignore=ignore,
-            center=session.center,
-        )  # fmt: skip
-    else:
-        directions = wanted if isinstance(wanted, Directions) else axes.given(objective, wanted)
-        axes.check_layout(directions, session.space)
-        vectors = directions.vectors.to(session.space.device, session.space.dtype)
-        directions = replace(directions, vectors=vectors)
-        if rule is not None or ignore is not None:
-            directions = axes.normalize(
-                directions, objective, rule, ignore=ignore, center=session.center
-            )
-    if len(directions) != num_axes:
-        raise DirectionError(
-            f"a {KINDS[num_axes - 1]} needs {num_axes} direction(s), got {len(directions)}."
-        )
-    axes.check_usable(directions)
-    return directions
-
-
-def _finished(options: _Options, header: RunHeader) -> Surface | None:
-    """The result that is already at ``out``, if it is this one."""
-    out = options.out
-    if out is None or not options.resume or not out.is_file():
-        return None
-    there = results.open(out)
-    stored = replace(header, fingerprint=there.provenance.get("fingerprint", {}), axes=there.axes,
-                     kind=there.kind, columns=there.columns)  # fmt: skip
-    if found := differences(stored, header):
-        raise ResumeMismatchError(
-            f"{out} holds the result of another run; pass resume=False to replace it. It differs "
-            "in: " + "; ".join(found)
-        )
-    if not there.complete:
-        return None
-    store.remove_journals(out, header)  # the run was killed before it could
-    return there
-
-
-def _confirm_size(grid: Grid, num_columns: int, seconds: float, confirmed: bool) -> None:
-    if grid.size > CONFIRM_ABOVE and not confirmed:
-        hours = grid.size * seconds / 3600
-        megabytes = grid.size * num_columns * 30 / 1e6
-        raise GridError(
-            f"a grid of {grid.size:,} points (more than {CONFIRM_ABOVE:,}) must be confirmed: it "
-            f"would take about {hours:.2g} hours and {megabytes:.0f} MB; pass confirm=True."
-        )
-
-
-def _warn_of_lost_steps(session: Session, directions: Directions, grid: Grid) -> None:
-    """Steps that rounding to the parameters' dtype swallows are worth knowing about."""
-    for k, (values, axis) in enumerate(zip(grid.axes, directions.axes, strict=True)):
-        step = float(np.abs(values[values != 0]).min())
-        moving = lost = 0
-        for e in session.space.entries:
-            d = directions.vectors[k, e.offset : e.end]
-            c = session.center[e.offset : e.end]
-            kind = e.dtype.to_real()
-            moved = (c.double() + step * d.double()).to(session.center.dtype).to(kind)
-            moving += int((d != 0).sum())
-            lost += int(((d != 0) & (moved == c.to(kind))).sum())
-        if lost > 0.5 * moving:
-            _warn(
-                f"{lost / moving:.0%} of the parameters do not move at all at the smallest step "
-                f"({step:.3g}) along {axis.label}: it is below their resolution "
-                f"({session.describe()['model']['dtype']}). Take a larger span, or fewer points."
-            )
-
-
-def _warn_of_results(result: Surface, center: float) -> None:
-    losses = result.loss[result.evaluated]
-    if len(losses) > 1 and np.array_equal(losses, np.full_like(losses, center), equal_nan=False):
-        _warn(
-            "the loss is the same at every point: it does not depend on the parameters that move. "
-            "Does it use another copy of the model?"
-        )
-    if result.nonfinite:
-        _warn(f"{result.nonfinite} of {len(losses)} losses are NaN or infinite; kept as they are.")
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, LandscapexWarning, stacklevel=2)
-
-
-def _stopped(signum: int, result: Surface, out: Path | None) -> BaseException:
-    have = f"{int(result.evaluated.sum())} of {result.loss.size} points"
-    kept = f"are kept beside {out}; the same call goes on" if out else "are in `.surface`"
-    if signum == signal.SIGTERM:
-        return Terminated(f"stopped by SIGTERM: {have} {kept}.", surface=result)
-    stopped = KeyboardInterrupt(f"stopped by Ctrl-C: {have} {kept}.")
-    stopped.surface = result  # type: ignore[attr-defined]
-    return stopped
-
-
-@contextlib.contextmanager
-def _thread_count(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

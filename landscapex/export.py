@@ -1,8 +1,8 @@
 """Results for other programs: a page that any browser turns and zooms.
 
 The page is one file and asks the network for nothing. It is drawn like the pictures of
-`landscapex.plot`: heights and colours are on the scale that `choose` takes, texts are in the unit of
-the column. Points that are not finite, or not evaluated yet, are left out, marked and counted.
+`landscapex.plot`: heights and colours are on the scale that `choose` takes, texts are in the unit
+of the column. Points that are not finite, or not evaluated yet, are left out, marked and counted.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _SUFFIXES = (".html", ".htm")
 _SEPARATOR = " \N{MIDDLE DOT} "
 _FLOOR_ROOM = 0.1  # holes are marked this much of the range below the lowest value
 _ISOSURFACES = 5
-_SYMBOLS = {"line": "circle", "centre": "circle", "best": "diamond", "hole": "x"}
+_SYMBOLS = {"centre": "circle", "best": "diamond", "hole": "x"}
 _CENTER_COLOR = "#D55E00"  # stands out from viridis, also for the colour-blind
 
 _PAGE = """<!DOCTYPE html>
@@ -234,7 +234,7 @@ def _relief(surface: Surface, column: str, scale: Scale) -> list[Trace]:
         "x": x.tolist(),
         "y": y.tolist(),
         "z": _nullable(heights.T),
-        "text": texts.T.tolist(),
+        "text": texts.T.astype(str),  # of nested lists plotly would make one text per row
         "hoverinfo": "text",
         "connectgaps": False,
         "cmin": _color_range(scale)[0],
@@ -450,7 +450,9 @@ def _faceless(heights: Floats) -> NDArray[np.bool_]:
 
 def _nullable(array: Floats) -> Any:
     """Nested lists with None where there is nothing to draw: JSON has no NaN."""
-    return np.where(np.isfinite(array), array, None).tolist()
+    objects = array.astype(object)
+    objects[~np.isfinite(array)] = None
+    return objects.tolist()
 
 
 def _html(text: str) -> str:

@@ -54,12 +54,13 @@ class _ModelLock:
 
 _locks: weakref.WeakKeyDictionary[nn.Module, _ModelLock] = weakref.WeakKeyDictionary()
 _registry = threading.Lock()
+_drawing = threading.RLock()  # who reads, seeds or puts back the generators of the process
 
 
 def _forget_locks() -> None:
     # the forked child has none of the threads that may have held a lock
-    global _registry, _locks
-    _registry, _locks = threading.Lock(), weakref.WeakKeyDictionary()
+    global _registry, _locks, _drawing
+    _registry, _locks, _drawing = threading.Lock(), weakref.WeakKeyDictionary(), threading.RLock()
 
 
 os.register_at_fork(after_in_child=_forget_locks)
@@ -148,7 +149,13 @@ class Snapshot:
         self._leaves = [(p, p.requires_grad, p.grad) for p in space.model.parameters()]
         self._buffers = [(b, b.detach().clone()) for b in space.model.buffers()]
         self._starts = [(b, copy, _version(b)) for b, copy in self._buffers]
-        self._rng = _rng_state(space.device)
+        with _drawing:
+            self._rng = _rng_state()
+        # a hook (pruning, weight norm) keeps the weight it derives as a plain attribute
+        self._attributes = [
+            (m, {k: v for k, v in m.__dict__.items() if isinstance(v, Tensor)})
+            for m in space.model.modules()
+        ]
         moving = {id(p) for p in space.parameters}
         self._watched = [
             (name, p, id(p) in moving)
@@ -260,6 +267,8 @@ class Snapshot:
             _put_back(m._buffers, buffers)
             for name, hook in hooks.items():
                 _put_back(getattr(m, name), hook)
+        for m, attributes in self._attributes:
+            m.__dict__.update(attributes)
         with torch.no_grad():
             for i, (p, original) in enumerate(self._parameters):
                 e = self.space.entries[i]
@@ -267,12 +276,13 @@ class Snapshot:
                     original = self.center[e.offset : e.end].view(e.shape)
                 p.copy_(original)
             for b, original in self._buffers:
-                if not torch.equal(b, original):  # an expanded buffer cannot be written
+                if not _same_bits(b, original):  # an expanded buffer cannot be written
                     b.copy_(original)
         for p, requires_grad, grad in self._leaves:
             p.requires_grad_(requires_grad)
             p.grad = grad
-        _set_rng_state(self._rng)
+        with _drawing:
+            _set_rng_state(self._rng)
         self._restored = True
 
 
@@ -294,8 +304,8 @@ def _version(t: Tensor) -> int | None:
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    whole = torch.int32 if a.dtype == torch.float32 else torch.int64
-    return torch.equal(a.view(whole), b.view(whole))
+    flat = [t.detach().resolve_conj().resolve_neg().reshape(-1).contiguous() for t in (a, b)]
+    return a.shape == b.shape and torch.equal(*(t.view(torch.uint8) for t in flat))
 
 
 def _copied(table: Any) -> dict[Any, Any]:
@@ -319,7 +329,7 @@ def _put_back(table: Any, original: dict[Any, Any]) -> None:
         table.update(original)
 
 
-def _rng_state(device: torch.device) -> list[tuple[Callable[[Any], object], Any]]:
+def _rng_state() -> list[tuple[Callable[[Any], object], Any]]:
     states: list[tuple[Callable[[Any], object], Any]] = [
         (torch.set_rng_state, torch.get_rng_state()),
         (np.random.set_state, np.random.get_state()),  # noqa: NPY002  (the user's, to be put back)
@@ -327,8 +337,6 @@ def _rng_state(device: torch.device) -> list[tuple[Callable[[Any], object], Any]
     ]
     if torch.cuda.is_initialized():
         states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-    if device.type == "mps":
-        states.append((torch.mps.set_rng_state, torch.mps.get_rng_state()))
     return states
 
 
@@ -337,15 +345,40 @@ def _set_rng_state(states: list[tuple[Callable[[Any], object], Any]]) -> None:
         put(state)
 
 
-def seed_everything(seed: int, device: torch.device) -> None:
-    """Seed torch, NumPy and Python (only inside `exclusive`, which puts them back).
+@contextlib.contextmanager
+def common_draws(seed: int, generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
+    """The same random numbers every time, from the global generators, which are then put back.
+
+    One thread at a time: the generators belong to the whole process.
+
+    Args:
+        seed: Of torch, NumPy and Python.
+        generators: Further generators to seed and put back.
+
+    Yields:
+        Nothing.
+    """
+    with _drawing:
+        before = _rng_state()
+        states = [g.get_state() for g in generators]
+        try:
+            for g in generators:
+                g.manual_seed(seed)
+            _seed_everything(seed)
+            yield
+        finally:
+            for g, state in zip(generators, states, strict=True):
+                g.set_state(state)
+            _set_rng_state(before)
+
+
+def _seed_everything(seed: int) -> None:
+    """Seed torch, NumPy and Python.
 
     Not `torch.manual_seed`: it also seeds devices that were never used, and takes 2 ms for that.
     """
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
-    if device.type == "mps":
-        torch.mps.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  (user code draws from the global generator)
     random.seed(seed)

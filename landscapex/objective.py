@@ -25,7 +25,7 @@ from landscapex.errors import (
     ParameterMismatchError,
     ReentrancyError,
 )
-from landscapex.guard import Snapshot, exclusive, seed_everything
+from landscapex.guard import Snapshot, common_draws, exclusive
 from landscapex.parameters import ParameterSpace, Selection, unwrap
 
 Point = None | Tensor | Mapping[str, Tensor] | nn.Module
@@ -104,9 +104,15 @@ class Objective:
             raise ArgumentError(
                 f"`weight_decay` must be a finite number of at least 0, got {weight_decay!r}."
             )
+        if datasets is not None and not isinstance(datasets, Mapping):
+            raise ArgumentTypeError(
+                f"`datasets` must be a mapping {{name: data}}, got {type(datasets).__name__}."
+            )
         for name in datasets or {}:
-            if not isinstance(name, str) or not name.isidentifier():
-                raise ArgumentError(f"`datasets` must have identifiers as names, got {name!r}.")
+            if not isinstance(name, str) or not name.isidentifier() or name == "data":
+                raise ArgumentError(
+                    f"`datasets` must have identifiers other than 'data' as names, got {name!r}."
+                )
         self._params = params
         self._space = ParameterSpace(model, params)
         check_precision(precision, self._space)
@@ -184,7 +190,12 @@ class Objective:
             Flat ``(P,)``, summed in float64 and rounded to the dtype of flat vectors; zero for
             parameters the loss does not use. A complex parameter gives the derivatives by its
             real and its imaginary parts.
+
+        Raises:
+            ArgumentError: With ``bn="recompute"``, whose statistics depend on the parameters.
         """
+        if self.bn == "recompute" and batch_norms(self.model):
+            raise ArgumentError("`bn` must be 'eval' or 'batch' for a gradient, got 'recompute'.")
         with self.session(point) as session:
             return session.gradient()
 
@@ -220,20 +231,13 @@ class Objective:
         device = self._space.device
         if self._frozen is None:
             generators = [g for d in self._data.values() for g in _generators(d)]
-            states = [g.get_state() for g in generators]
-            try:
-                for g in generators:
-                    g.manual_seed(_FREEZE_SEED)
-                seed_everything(_FREEZE_SEED, device)
+            with common_draws(_FREEZE_SEED, generators):
                 self._frozen = {
                     name: batches.freeze(
                         d, device=device, cache=self._cache, batch_size=self._batch_size, name=name
                     )
                     for name, d in self._data.items()
                 }
-            finally:
-                for g, state in zip(generators, states, strict=True):
-                    g.set_state(state)
         elif any(f.device != device for f in self._frozen.values()):
             self._frozen = {name: f.to(device) for name, f in self._frozen.items()}
         return self._frozen

@@ -426,6 +426,10 @@ def _refuse_unmovable(model: nn.Module) -> None:
         devices.setdefault(str(p.device), name)
     if bad:
         raise ParameterMismatchError(f"parameters must be plain dense tensors, got {_some(bad)}.")
+    if any(device.startswith("mps") for device in devices):
+        raise DeviceError(
+            "the model must be on a device with float64, got mps: move model and data to the CPU."
+        )
     if len(devices) > 1:
         listed = ", ".join(f"{name} on {device}" for device, name in devices.items())
         raise DeviceError(f"all parameters must be on one device, got {listed}.")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from landscapex._files import check_path, replace_file
 from landscapex._pictures.contours import draw_panel
 from landscapex._pictures.curves import draw_curves, group_columns
 from landscapex._pictures.gallery import finish_relief, panels_figure, relief_axes
@@ -46,7 +47,7 @@ from landscapex._pictures.panel import (
 )
 from landscapex._pictures.relief import draw_relief
 from landscapex._pictures.scale import check_kind
-from landscapex.errors import ArgumentError, OutputError
+from landscapex.errors import ArgumentError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -350,13 +351,7 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: float = 150.0) ->
         )
     buffer = io.BytesIO()
     figure.savefig(buffer, format=suffix, dpi=dpi, bbox_inches="tight")
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(buffer.getvalue())
-        unfinished.replace(target)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OutputError(f"`path` must be writable: {target}: {error.strerror}.") from error
+    replace_file(check_path(target), buffer.getvalue())
     return target
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import landscapex as lx
-from landscapex import axes
+from landscapex import _directions, axes
 from landscapex.axes import Axis, Directions
 from landscapex.errors import (
     ArgumentError,
@@ -403,13 +403,13 @@ def test_the_cosine_with_a_zero_direction_is_zero():
 def test_fault_13_directions_that_span_nothing_are_refused(vectors, message):
     d = axes.given(models.mlp(1, 1), torch.tensor(vectors))
     with pytest.raises(DirectionError, match=re.escape(message)):
-        axes.check_usable(d)
+        _directions.check_usable(d)
 
 
 def test_fault_13_nearly_parallel_is_still_usable():
     d = axes.given(models.mlp(1, 1), torch.tensor([[1.0, 0.0], [1.0, 0.05]]))
-    assert 0.998 < d.cosine()[0, 1] < axes.PARALLEL
-    axes.check_usable(d)
+    assert 0.998 < d.cosine()[0, 1] < _directions.PARALLEL
+    _directions.check_usable(d)
 
 
 # --- Directions of one's own ---------------------------------------------------------------------
@@ -525,9 +525,9 @@ def test_what_is_neither_model_nor_objective_is_refused():
 def test_directions_of_another_model_are_refused():
     space = ParameterSpace(models.mlp(10, 16, 3))
     with pytest.raises(DirectionError, match=r"the objective's 4 .*got \('0.weight', \(16, 9\)\)"):
-        axes.check_layout(axes.random(models.mlp(9, 16, 3)), space)
+        _directions.check_layout(axes.random(models.mlp(9, 16, 3)), space)
     with pytest.raises(DirectionError, match="got 2 parameters"):
-        axes.check_layout(axes.random(models.mlp(10, 16)), space)
+        _directions.check_layout(axes.random(models.mlp(10, 16)), space)
 
 
 def test_as_many_axes_as_vectors():

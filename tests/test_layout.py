@@ -22,12 +22,12 @@ PACKAGE = ROOT / "landscapex"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from those before it and from no other.
 ORDER = [
-    *["errors", "_lib", "_fallback", "_ops"],
-    *["parameters", "axes", "grid", "checkpoints"],
+    *["errors", "_lib", "_fallback", "_ops", "_files"],
+    *["parameters", "_directions", "axes", "grid", "checkpoints"],
     *["_batch", "_identity", "batches", "reductions", "metrics", "totals", "losses"],
     *["interrupts", "guard", "determinism", "engine", "engine.eager", "objective"],
-    *["_arrays", "_files", "_lock", "header", "_journal_lines", "journal", "store"],
-    *["results", "provenance", "evaluate"],
+    *["_arrays", "_lock", "header", "_journal_lines", "journal", "store"],
+    *["results", "provenance", "filling", "evaluate"],
     *["_pictures", "_pictures.scale", "_pictures.panel", "_pictures.level_labels"],
     *["_pictures.contours", "_pictures.curves", "_pictures.relief", "_pictures.layout"],
     *["_pictures.gallery", "plot", "_extras", "export"],

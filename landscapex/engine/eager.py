@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from landscapex.batches import FrozenBatches
-from landscapex.errors import ArgumentError, LossError
+from landscapex.errors import ArgumentError, EmptyDataError, LossError
 from landscapex.grid import AXIS_NAMES
-from landscapex.guard import Snapshot, seed_everything
+from landscapex.guard import Snapshot, common_draws
 from landscapex.interrupts import Abandon
 from landscapex.losses import Measure, Terms, Totals
 from landscapex.parameters import ParameterSpace
@@ -125,6 +126,10 @@ class EagerEngine:
                 raise
             self._grad_mode = torch.enable_grad
             values, names = self._evaluate(stop)
+        if len(set(names)) < len(names):
+            raise LossError(
+                f"metrics and data sets must give different columns, got {list(names)}."
+            )
         if self.columns is None:
             self.columns = names
         elif self.columns != names:
@@ -135,11 +140,9 @@ class EagerEngine:
         return values
 
     def _evaluate(self, stop: Stop | None) -> tuple[list[float], tuple[str, ...]]:
-        if self.common_seed:
-            seed_everything(_COMMON_SEED, self.space.device)
         values: list[float] = []
         names: list[str] = []
-        with self._grad_mode(), self._mode():
+        with self._draws(), self._grad_mode(), self._mode():
             for name, batches in self.data.items():
                 totals = Totals()
                 for terms in self._terms(batches, name, stop):
@@ -165,9 +168,13 @@ class EagerEngine:
         with torch.enable_grad(), self._mode(), cudnn:
             for terms in self._terms(batches[1], batches[0], stop):
                 n = torch.as_tensor(terms.weight, dtype=torch.float64, device=total.device)
-                if not bool(n > 0):
+                if n < 0:
+                    raise LossError(f"The weight of a batch must be at least 0, got {float(n)}.")
+                if n == 0:
                     continue
                 weights += n
+                if not terms.loss.requires_grad:  # it uses none of the parameters
+                    continue
                 grads = torch.autograd.grad(
                     terms.loss, [p for _, p in wanted], allow_unused=True, materialize_grads=False
                 )
@@ -175,6 +182,8 @@ class EagerEngine:
                     if g is not None:
                         g = torch.view_as_real(g.resolve_conj()) if g.is_complex() else g
                         total[e.offset : e.end] += n * g.reshape(-1).double()
+        if not weights:
+            raise EmptyDataError("At least one sample or label must count, got none.")
         total /= weights
         if self.weight_decay:
             total += self.weight_decay * self.space.gather().double()
@@ -199,6 +208,11 @@ class EagerEngine:
         ]
         return float(torch.stack(parts).square().sum())
 
+    def _draws(self) -> contextlib.AbstractContextManager[None]:
+        if not self.common_seed:
+            return contextlib.nullcontext()
+        return common_draws(_COMMON_SEED)
+
     @contextlib.contextmanager
     def _mode(self) -> Iterator[None]:
         """Evaluation mode, batch norm as asked for, arithmetic as asked for."""
@@ -216,15 +230,18 @@ class EagerEngine:
         One pass in training mode with cumulative averages (``momentum=None``).
         """
         momenta = [m.momentum for m in norms]
+        # to an instance norm, a momentum of None is 0: it gets the weights of the average
+        instance = [m for m in norms if isinstance(m, _InstanceNorm)]
         try:
             for m in norms:
                 m.reset_running_stats()
-                m.momentum = None
+                m.momentum = 1.0 if m in instance else None
                 m.train()
             name, batches = next(iter(self.data.items()))
             with torch.no_grad():
-                for _ in self._terms(batches, name, None):
-                    pass
+                for k, _ in enumerate(self._terms(batches, name, None)):
+                    for m in instance:
+                        m.momentum = 1.0 / (k + 2)
         finally:
             for m, momentum in zip(norms, momenta, strict=True):
                 m.momentum = momentum

@@ -68,7 +68,7 @@ TRAPS = [
         EVALUATE + "test_trap_05_alpha_is_the_first_dimension_from_evaluation_to_file",
     ),
     Planted(
-        "trap 6", "a loss <= 0 counts as not computed", "landscapex/evaluate.py",
+        "trap 6", "a loss <= 0 counts as not computed", "landscapex/filling.py",
         "self._done, self._values = self.journal.done.copy(), self.journal.values.copy()",
         "self._values = self.journal.values.copy(); self._done = self._values[:, 0] > 0",
         EVALUATE + "test_trap_06_no_loss_counts_as_not_computed",
@@ -262,13 +262,13 @@ TRAPS = [
         GUARD + "test_trap_24_eight_threads_on_one_objective_get_10000_right_losses",
     ),
     Planted(
-        "trap 25", "lengths in float32", "landscapex/axes.py",
+        "trap 25", "lengths in float32", "landscapex/_directions.py",
         "        wide = part.double()\n",
         "        wide = part.float()\n",
         AXES + "test_trap_25_lengths_are_summed_in_float64",
     ),
     Planted(
-        "trap 25", "lost steps are not said", "landscapex/evaluate.py",
+        "trap 25", "lost steps are not said", "landscapex/filling.py",
         "        if lost > 0.5 * moving:",
         "        if lost > 2 * moving:",
         EVALUATE + "test_trap_25_steps_below_the_resolution_of_the_parameters_warn",
@@ -313,7 +313,7 @@ TRAPS = [
 
 FAULTS = [
     Planted(
-        "fault 1", "points are acknowledged before they are kept", "landscapex/evaluate.py",
+        "fault 1", "points are acknowledged before they are kept", "landscapex/filling.py",
         "            self.journal.append(start, values)\n",
         "            _ = start % 32 and self.journal.append(start, values)\n",
         KILLS + "test_fault_01_killed_surfaces_lose_nothing_and_go_on_to_the_same_bits[100]",
@@ -367,7 +367,7 @@ FAULTS = [
         OBJECTIVE + "test_fault_10_a_centre_that_is_not_finite_is_refused_by_name",
     ),
     Planted(
-        "fault 11", "NaN goes unsaid", "landscapex/evaluate.py",
+        "fault 11", "NaN goes unsaid", "landscapex/filling.py",
         "    if result.nonfinite:\n",
         "    if False:\n",
         EVALUATE + "test_trap_07_fault_11_what_was_computed_is_stored",
@@ -391,7 +391,7 @@ FAULTS = [
         GRID + "test_fault_12_a_bad_grid_is_refused_with_its_value",
     ),
     Planted(
-        "fault 13", "parallel directions", "landscapex/axes.py",
+        "fault 13", "parallel directions", "landscapex/_directions.py",
         "            if abs(c := float(cosines[i, j])) > PARALLEL:",
         "            if abs(c := float(cosines[i, j])) > 2:",
         AXES + "test_fault_13_directions_that_span_nothing_are_refused",

@@ -1,0 +1,225 @@
+"""Directions as vectors over the flat parameters, with what is known of each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import dataclass
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from landscapex._files import check_path, replace_file
+from landscapex.errors import CorruptFileError, DirectionError
+from landscapex.parameters import ParameterSpace
+
+PARALLEL = 0.999  # |cos| above this: the axes of a plane would coincide
+_BLOCK = 1 << 22  # entries turned into float64 at once
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What one direction is.
+
+    Attributes:
+        label: In words, e.g. "random direction 1".
+        source: "random", "between", "gradient", "given".
+        normalize: How it was scaled to the centre: "filter", "layer", "model", "weight" or None.
+        ignore: What happened to biases and norm parameters: "bias_bn" (zero), "copy" or None.
+        seed: Of a random draw.
+        zero_filters: Filters of the centre that are all zero: the direction is zero there.
+        note: Anything else a reader of the result should know.
+    """
+
+    label: str
+    source: str
+    normalize: str | None = None
+    ignore: str | None = None
+    seed: int | None = None
+    zero_filters: int = 0
+    note: str = ""
+
+    @property
+    def default_span(self) -> tuple[float, float]:
+        """The coordinates drawn when nothing else is asked for."""
+        return (-0.5, 1.5) if self.source == "between" else (-1.0, 1.0)
+
+    def unit(self, norm: float) -> str:
+        """What one step of the coordinate is, in words, for a direction of this length."""
+        words = {
+            "filter": "each filter moves by its own length",
+            "layer": "each layer moves by its own length",
+            "model": "the weights move by their own length",
+            "weight": "each weight moves by about itself",
+        }
+        if self.source == "between":
+            return f"1 = at the other model, ‖d‖ = {norm:.4g}"
+        return f"1 = {words.get(self.normalize or '', 'the direction itself')}, ‖d‖ = {norm:.4g}"
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """``K`` directions over the ``P`` chosen parameters of a model.
+
+    Attributes:
+        vectors: ``(K, P)`` float32, or float64 for models with float64 parameters.
+        axes: What each of them is.
+        layout: (name, shape) of every parameter, in the order of the flat vector; a complex
+            parameter has a last axis (real, imaginary).
+    """
+
+    vectors: Tensor
+    axes: tuple[Axis, ...]
+    layout: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or len(self.axes) != len(self.vectors):
+            raise DirectionError(
+                f"`vectors` must have shape (K, P) with K = {len(self.axes)} axes, got "
+                f"{tuple(self.vectors.shape)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
+        """Direction ``k`` as named tensors (views)."""
+        sizes = [math.prod(shape) for _, shape in self.layout]
+        parts = self.vectors[k].split(sizes)
+        return {n: t.view(s) for (n, s), t in zip(self.layout, parts, strict=True)}
+
+    def __repr__(self) -> str:
+        labels = ", ".join(a.label for a in self.axes)
+        return f"Directions(K={len(self)}, P={self.vectors.shape[1]}: {labels})"
+
+    def norm(self) -> Tensor:
+        """Lengths ``(K,)``, float64 on the CPU."""
+        return gram(self.vectors).diagonal().sqrt()
+
+    def cosine(self) -> Tensor:
+        """Cosines between the directions ``(K, K)``, float64 on the CPU; 0 with a zero one."""
+        g = gram(self.vectors)
+        length = g.diagonal().sqrt()
+        outer = length[:, None] * length
+        return torch.where(outer > 0, g / outer.where(outer > 0, torch.ones(())), 0.0)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file with keys ``"{k}/{name}"`` and the axes as a JSON header.
+
+        Args:
+            path: The file; replaced at once when it is complete.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        tensors = {
+            f"{k}/{name}": t.contiguous().cpu()
+            for k in range(len(self))
+            for name, t in self[k].items()
+        }
+        header = {
+            "format": "landscapex directions 1",
+            "axes": json.dumps([a.__dict__ for a in self.axes]),
+            "layout": json.dumps(self.layout),
+            "sha256": self.fingerprint(),
+        }
+        replace_file(check_path(path), safetensors.torch.save(tensors, metadata=header))
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Directions:
+        """Read what `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The directions, on the CPU.
+
+        Raises:
+            CorruptFileError: If the file is damaged or not one of ours.
+        """
+        try:
+            with safetensors.safe_open(os.fspath(path), framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("format") != "landscapex directions 1":
+                    raise CorruptFileError(f"{path} must be a landscapex directions file.")
+                axes = tuple(Axis(**a) for a in json.loads(header["axes"]))
+                layout = tuple((n, tuple(s)) for n, s in json.loads(header["layout"]))
+                rows = [
+                    torch.cat([file.get_tensor(f"{k}/{n}").reshape(-1) for n, _ in layout])
+                    for k in range(len(axes))
+                ]
+            loaded = Directions(torch.stack(rows), axes, layout)
+        except FileNotFoundError as error:
+            raise CorruptFileError(f"{path} must exist, got no such file.") from error
+        except CorruptFileError:
+            raise
+        except Exception as error:  # the reader's own errors are many; none may pass for data
+            raise CorruptFileError(f"{path} is damaged or no directions file: {error}") from error
+        if loaded.fingerprint() != header.get("sha256"):
+            raise CorruptFileError(f"{path} is damaged: its contents do not match their SHA-256.")
+        return loaded
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the vectors and their layout, in hexadecimal."""
+        digest = hashlib.sha256(repr((self.layout, self.vectors.dtype)).encode())
+        for row in self.vectors:
+            for part in row.split(_BLOCK):
+                digest.update(part.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def check_layout(directions: Directions, space: ParameterSpace) -> None:
+    """Refuse directions that were made for other parameters.
+
+    Raises:
+        DirectionError: If names, order or shapes differ.
+    """
+    ours, theirs = layout_of(space), directions.layout
+    if ours == theirs and directions.vectors.shape[1] == space.size:
+        return
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=False) if a != b]
+    detail = f"{pairs[0][1]} instead of {pairs[0][0]}" if pairs else f"{len(theirs)} parameters"
+    raise DirectionError(
+        f"`directions` must be over the objective's {len(ours)} chosen parameters, got {detail}."
+    )
+
+
+def check_usable(directions: Directions) -> None:
+    """Refuse directions that cannot span an axis.
+
+    Raises:
+        DirectionError: If one is zero or not finite, or two are parallel (|cos| > 0.999).
+    """
+    norms = directions.norm().tolist()
+    for axis, norm in zip(directions.axes, norms, strict=True):
+        if not math.isfinite(norm):
+            raise DirectionError(f"{axis.label} must be finite, got a length of {norm}.")
+        if norm == 0:
+            raise DirectionError(f"{axis.label} must not be zero everywhere, got length 0.")
+    cosines = directions.cosine()
+    for i in range(len(directions)):
+        for j in range(i):
+            if abs(c := float(cosines[i, j])) > PARALLEL:
+                raise DirectionError(
+                    f"{directions.axes[j].label} and {directions.axes[i].label} must not be "
+                    f"parallel (|cosine| <= {PARALLEL}), got a cosine of {c:.6f}."
+                )
+
+
+def gram(vectors: Tensor) -> Tensor:
+    """Inner products of the rows ``(K, K)``, summed in float64, on the CPU."""
+    total = torch.zeros((len(vectors), len(vectors)), dtype=torch.float64)
+    for part in vectors.split(_BLOCK, dim=1):
+        wide = part.double()
+        total += (wide @ wide.T).cpu()
+    return total
+
+
+def layout_of(space: ParameterSpace) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """(name, real shape) of every parameter, in flat order."""
+    return tuple((e.name, e.real_shape) for e in space.entries)
