@@ -316,7 +316,7 @@ FAULTS = [
         "fault 1", "points are acknowledged before they are kept", "landscapex/filling.py",
         "            self.journal.append(start, values)\n",
         "            _ = start % 32 and self.journal.append(start, values)\n",
-        KILLS + "test_fault_01_killed_surfaces_lose_nothing_and_go_on_to_the_same_bits[100]",
+        KILLS + "test_fault_01_killed_surfaces_lose_nothing_and_go_on_to_the_same_bits",
     ),
     Planted(
         "fault 2", "signals are forgotten", "landscapex/interrupts.py",
