@@ -105,7 +105,7 @@ class Directions:
         g = gram(self.vectors)
         length = g.diagonal().sqrt()
         outer = length[:, None] * length
-        return torch.where(outer > 0, g / outer.where(outer > 0, torch.ones(())), 0.0)
+        return torch.where(outer > 0, g / outer.where(outer > 0, 1.0), 0.0)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file with keys ``"{k}/{name}"`` and the axes as a JSON header.
@@ -213,7 +213,7 @@ def check_usable(directions: Directions) -> None:
 
 def gram(vectors: Tensor) -> Tensor:
     """Inner products of the rows ``(K, K)``, summed in float64, on the CPU."""
-    total = torch.zeros((len(vectors), len(vectors)), dtype=torch.float64)
+    total = torch.zeros((len(vectors), len(vectors)), dtype=torch.float64, device="cpu")
     for part in vectors.split(_BLOCK, dim=1):
         wide = part.double()
         total += (wide @ wide.T).cpu()

@@ -59,7 +59,11 @@ def filter_normalize_(
         parts = [(_run(directions, row), _run(center, row)) for row in rows[first:last]]
         for x, target in ((0, norms[:-1, f]), (1, norms[-1:, f])):
             squares = [_float64(part[x]).square().sum((1, 2)) for part in parts]
-            total = torch.stack(squares).sum(0) if squares else torch.zeros(len(target))
+            total = (
+                torch.stack(squares).sum(0)
+                if squares
+                else torch.zeros(len(target), device=target.device)
+            )
             target.copy_(total.sqrt())
         d_norm, theta_norm = _float64(norms[:-1, f]), _float64(norms[-1, f])
         scale = torch.where((d_norm == 0) | (theta_norm == 0), 0.0, theta_norm / d_norm)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,13 @@ from landscapex._directions import (
     gram,
     layout_of,
 )
-from landscapex.errors import ArgumentError, ArgumentTypeError, DirectionError
-from landscapex.parameters import Ignore, Normalize, ParameterSpace
+from landscapex.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DirectionError,
+    LandscapexWarning,
+)
+from landscapex.parameters import Ignore, Normalize, ParameterSpace, unwrap
 
 if TYPE_CHECKING:
     from landscapex.objective import Objective
@@ -111,6 +117,10 @@ def between(
         *models: Modules, state_dicts or flat vectors, one per direction.
         center: Flat point to start from, ``(P,)``; None for the live parameters.
 
+    Only parameters move. Where the other model has other buffers (batch-norm statistics) or other
+    parameters outside the choice, coordinate 1 is not quite the other model: a warning and a note
+    in the result say so.
+
     Returns:
         One direction per model, not normalised.
 
@@ -131,7 +141,13 @@ def between(
     # in float64, rounded once: the end point is met as well as the dtype allows
     vectors = torch.stack([(e.double() - start.double()).to(space.dtype) for e in ends])
     which = [""] if len(models) == 1 else [f" {k + 1}" for k in range(len(models))]
-    axes = tuple(Axis(f"towards the other model{w}", "between") for w in which)
+    notes = [_left_behind(space, m) for m in models]
+    for note in filter(None, notes):
+        warnings.warn(f"between: {note}.", LandscapexWarning, stacklevel=2)
+    axes = tuple(
+        Axis(f"towards the other model{w}", "between", note=n)
+        for w, n in zip(which, notes, strict=True)
+    )
     return Directions(vectors, axes, layout_of(space))
 
 
@@ -298,6 +314,30 @@ def _filter_norms(vectors: Tensor, runs: Tensor, groups: Tensor) -> Tensor:
     """Norms of every filter of every direction ``(K, F)``, float64."""
     copied = vectors.clone()
     return _rescale(copied, vectors[0], runs, groups, elementwise=False)[:-1]
+
+
+def _left_behind(space: ParameterSpace, other: Any) -> str:
+    """What of another model a line over the chosen parameters does not reach, in words."""
+    if isinstance(other, nn.Module):
+        other = unwrap(other).state_dict()
+    if not isinstance(other, Mapping):
+        return ""
+    mine = {**dict(space.model.named_buffers()), **dict(space.model.named_parameters())}
+    differing = [
+        name
+        for name, t in mine.items()
+        if name not in space.names
+        and t.is_floating_point()
+        and isinstance(other.get(name), Tensor)
+        and not (other[name].shape == t.shape and torch.equal(other[name].to(t), t))
+    ]
+    if not differing:
+        return ""
+    shown = ", ".join(differing[:3]) + (", ..." if len(differing) > 3 else "")
+    return (
+        f"the other model differs in {len(differing)} tensors that do not move ({shown}): "
+        "those of this model are used at every point"
+    )
 
 
 def _space(objective: Objective | nn.Module) -> ParameterSpace:

@@ -179,7 +179,7 @@ class _Run:
             initial=finished,
             unit="point",
             desc=self.header.kind,
-            disable=not self.options.progress,
+            disable=not self.options.progress or sys.stderr is None,
             delay=0.5,
             dynamic_ncols=True,
             mininterval=0.1 if _watched() else 10.0,  # lines of a log file stay
@@ -234,7 +234,7 @@ class _Run:
 
 def _watched() -> bool:
     """Whether somebody sees the bar move: a terminal or a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return (sys.stderr is not None and sys.stderr.isatty()) or "ipykernel" in sys.modules
 
 
 def _missing(chunks: Sequence[tuple[int, int]], done: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -283,7 +283,10 @@ def _directions(num_axes: int, session: Session, options: Options) -> Directions
 def _finished(options: Options, header: RunHeader) -> Surface | None:
     """The result that is already at ``out``, if it is this one."""
     out = options.out
-    if out is None or not options.resume or not out.is_file():
+    if out is None or not out.is_file():
+        return None
+    if not options.resume:
+        store.check_replaceable(out)
         return None
     if journal_path(check_path(out), options.shard).exists():
         return None  # it is newer than the result, whose place it will take
@@ -351,7 +354,7 @@ def _warn(message: str) -> None:
     here, level, frame = str(Path(__file__).parent), 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, LandscapexWarning, stacklevel=level - 1)
+    warnings.warn(message, LandscapexWarning, stacklevel=level)
 
 
 def _stopped(signum: int, result: Surface, options: Options) -> BaseException:

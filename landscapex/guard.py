@@ -151,11 +151,15 @@ class Snapshot:
         self._starts = [(b, copy, _version(b)) for b, copy in self._buffers]
         with _drawing:
             self._rng = _rng_state()
-        # a hook (pruning, weight norm) keeps the weight it derives as a plain attribute
+        self._grad_enabled = torch.is_grad_enabled()
+        # a hook (pruning, weight norm) or forward keeps what it derives as a plain attribute
         self._attributes = [
-            (m, {k: v for k, v in m.__dict__.items() if isinstance(v, Tensor)})
+            (m, dict(m.__dict__), list(m.__dict__.get("_flat_weights", ())))
             for m in space.model.modules()
         ]
+        self._children = [(m, _copied(m._modules)) for m in space.model.modules()]
+        # the very memory, should a loss give a parameter another dtype, shape or place
+        self._memory = [(p, p.data) for p in space.model.parameters()]
         moving = {id(p) for p in space.parameters}
         self._watched = [
             (name, p, id(p) in moving)
@@ -164,7 +168,7 @@ class Snapshot:
         self._slots = [(m, name, p) for m, _, own, _, _ in self._tables for name, p in own.items()]
         self._buffer_tables = [(m, own) for m, _, _, own, _ in self._tables if own]
         self._writer = space.writer()
-        self._written: list[tuple[int | None, int]] | None = self._marks()
+        self._written: list[tuple[object, ...]] | None = self._marks()
         nowhere = self.center[None][:0]
         self._point: tuple[Tensor, Tensor, Sequence[float]] = (self.center, nowhere, ())
         self._restored = False
@@ -246,8 +250,8 @@ class Snapshot:
                 ]
                 raise ModelChangedError(_changed(f"{names[0]} was written to"))
 
-    def _marks(self) -> list[tuple[int | None, int]]:
-        return [(_version(p), p.data_ptr()) for _, p, _ in self._watched]
+    def _marks(self) -> list[tuple[object, ...]]:
+        return [(_version(p), p.data_ptr(), p.shape, p.dtype) for _, p, _ in self._watched]
 
     def _rewind_buffers(self) -> None:
         for m, buffers in self._buffer_tables:
@@ -267,12 +271,19 @@ class Snapshot:
             _put_back(m._buffers, buffers)
             for name, hook in hooks.items():
                 _put_back(getattr(m, name), hook)
-        for m, attributes in self._attributes:
-            m.__dict__.update(attributes)
+        for m, children in self._children:
+            _put_back(m._modules, children)
+        for m, attributes, flat_weights in self._attributes:
+            _put_attributes_back(m, attributes)
+            if flat_weights:  # of recurrent layers
+                m.__dict__["_flat_weights"][:] = flat_weights
+        for p, data in self._memory:
+            if (p.data_ptr(), p.shape, p.dtype) != (data.data_ptr(), data.shape, data.dtype):
+                p.data = data
         with torch.no_grad():
             for i, (p, original) in enumerate(self._parameters):
                 e = self.space.entries[i]
-                if p.dtype == self.space.dtype:
+                if e.dtype == self.space.dtype:
                     original = self.center[e.offset : e.end].view(e.shape)
                 p.copy_(original)
             for b, original in self._buffers:
@@ -283,6 +294,7 @@ class Snapshot:
             p.grad = grad
         with _drawing:
             _set_rng_state(self._rng)
+        torch.set_grad_enabled(self._grad_enabled)  # Ctrl-C may strike while `no_grad` is entered
         self._restored = True
 
 
@@ -306,6 +318,18 @@ def _version(t: Tensor) -> int | None:
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     flat = [t.detach().resolve_conj().resolve_neg().reshape(-1).contiguous() for t in (a, b)]
     return a.shape == b.shape and torch.equal(*(t.view(torch.uint8) for t in flat))
+
+
+def _put_attributes_back(module: nn.Module, original: dict[str, Any]) -> None:
+    """Plain attributes that hold, or held, a tensor or nothing."""
+    for name, value in list(module.__dict__.items()):
+        if name not in original:
+            if isinstance(value, Tensor):
+                del module.__dict__[name]
+        elif value is not original[name] and any(
+            v is None or isinstance(v, Tensor) for v in (value, original[name])
+        ):
+            module.__dict__[name] = original[name]
 
 
 def _copied(table: Any) -> dict[Any, Any]:

@@ -72,6 +72,7 @@ class Measure:
 
     name: str
     rule: str
+    _hint: str = ""  # to what a loss that raises may have expected
     metrics: tuple[Metric, ...] = ()
     functional: str | None = None
     options: Options = MappingProxyType({})
@@ -98,7 +99,7 @@ class Measure:
         except LandscapexError:
             raise
         except Exception as error:
-            error.add_note(f"In the loss {self.name}, for the batch {describe(batch)}.")
+            error.add_note(f"In the loss {self.name}, for the batch {describe(batch)}.{self._hint}")
             raise
 
     @property
@@ -335,6 +336,8 @@ class _CriterionMeasure(_WeightedMeasure):
 class _FunctionMeasure(_WeightedMeasure):
     """``f(model, batch)``."""
 
+    _hint = " It is called as f(model, batch)."
+
     def __init__(self, function: Callable[..., Any], weighting: _Weighting) -> None:
         super().__init__(getattr(function, "__name__", type(function).__name__), weighting)
         self._function = function
@@ -348,6 +351,8 @@ class _FunctionMeasure(_WeightedMeasure):
 
 class _ModelMeasure(_WeightedMeasure):
     """The loss that the model's own output carries."""
+
+    _hint = " Without `loss`, the model gets the whole batch and returns `.loss`."
 
     def __init__(self, weighting: _Weighting, metrics: tuple[Metric, ...]) -> None:
         super().__init__("the model's .loss", weighting, metrics)
@@ -403,6 +408,10 @@ def resolve(
         >>> measure(torch.nn.Linear(3, 1), (torch.zeros(4, 3), torch.zeros(4, 1))).weight
         4
     """
+    if isinstance(loss, type):
+        raise ArgumentTypeError(
+            f"`loss` must be a criterion, got its class: write {loss.__name__}()."
+        )
     if reduction not in (None, "mean", "sum", "none") and (loss, reduction) != (
         "kl_div",
         "batchmean",

@@ -192,8 +192,11 @@ class Objective:
             real and its imaginary parts.
 
         Raises:
-            ArgumentError: With ``bn="recompute"``, whose statistics depend on the parameters.
+            ArgumentError: With ``bn="recompute"``, whose statistics depend on the parameters, and
+                inside ``torch.inference_mode()``.
         """
+        if torch.is_inference_mode_enabled():
+            raise ArgumentError("a gradient must be taken outside torch.inference_mode().")
         if self.bn == "recompute" and batch_norms(self.model):
             raise ArgumentError("`bn` must be 'eval' or 'batch' for a gradient, got 'recompute'.")
         with self.session(point) as session:
@@ -392,6 +395,7 @@ class Session:
             "bn": self.objective.bn if batch_norms(model) else "none",
             "precision": self.engine.precision,
             "weight_decay": self.engine.weight_decay.hex(),
+            "autocast": _autocast(self.space.device),
             "parameters": [(e.name, e.shape, str(e.dtype)) for e in self.space.entries],
         }
         structure = re.sub(r"0x[0-9a-fA-F]+", "0x", repr(model))
@@ -471,6 +475,12 @@ def bind(
     if isinstance(model, nn.Module) and data is None and loss is None:
         raise ArgumentTypeError("`data` must be given with a module, got None.")
     return Objective(model, data, loss, metrics=metrics, precision=precision)
+
+
+def _autocast(device: torch.device) -> str:
+    """The autocast dtype that the caller has switched on, or nothing."""
+    on = torch.is_autocast_enabled(device.type)
+    return str(torch.get_autocast_dtype(device.type)) if on else ""
 
 
 def _tensor_parts(named: Mapping[str, Tensor]) -> Iterator[str | bytes]:

@@ -10,7 +10,7 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ class Entry:
 
     def filter_rows(self) -> Tensor:
         """One row (offset, count, stride, inner) per filter, ``(F, 4)`` int64."""
-        f = torch.arange(self.num_filters)
+        f = torch.arange(self.num_filters, device="cpu")
         if not self.transposed_groups:
             inner = self.filter_size
             return _rows(self.offset + f * inner, 1, inner, inner)
@@ -102,7 +102,7 @@ class Entry:
     def tensor_rows(self) -> Tensor:
         """One row per stacked tensor (the whole parameter, or its three attention blocks)."""
         size = self.size // self.blocks
-        return _rows(self.offset + torch.arange(self.blocks) * size, 1, size, size)
+        return _rows(self.offset + torch.arange(self.blocks, device="cpu") * size, 1, size, size)
 
 
 class ParameterSpace:
@@ -280,9 +280,9 @@ class ParameterSpace:
                 continue
             by_filter = rule == "filter" and not e.is_bias_bn
             rows.append(e.filter_rows() if by_filter else e.tensor_rows())
-        runs = torch.cat(rows) if rows else torch.zeros((0, 4), dtype=torch.int64)
+        runs = torch.cat(rows) if rows else torch.zeros((0, 4), dtype=torch.int64, device="cpu")
         ends = [0, len(runs)] if rule == "model" and len(runs) else range(len(runs) + 1)
-        return runs.contiguous(), torch.tensor(list(ends), dtype=torch.int64)
+        return runs.contiguous(), torch.tensor(list(ends), dtype=torch.int64, device="cpu")
 
 
 class Writer:
@@ -327,9 +327,10 @@ def unwrap(model: nn.Module) -> nn.Module:
         raise ArgumentTypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while True:
-        inner = getattr(model, "_orig_mod", None)
-        if isinstance(inner, nn.Module):
-            model = inner
+        kind = type(model)
+        if kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo"):
+            # not by attribute: another wrapper may hand those on
+            model = cast(nn.Module, model._modules["_orig_mod"])
         elif isinstance(model, wrappers):
             model = model.module
         else:
@@ -471,7 +472,7 @@ def _refuse_overlap(everything: Mapping[tuple[str, ...], nn.Parameter]) -> None:
 
 def _share_entries(tensors: Sequence[Tensor]) -> bool:
     """Whether views of one storage have a byte in common (their ranges do, perhaps interleaved)."""
-    mark = torch.zeros(tensors[0].untyped_storage().nbytes(), dtype=torch.int8)
+    mark = torch.zeros(tensors[0].untyped_storage().nbytes(), dtype=torch.int8, device="cpu")
     for t in tensors:
         size = t.element_size()
         view = mark.as_strided(
@@ -498,5 +499,5 @@ def _filter_layout(name: str, p: Tensor, owners: Mapping[str, nn.Module]) -> tup
 
 
 def _rows(start: Tensor, count: int, stride: int, inner: int) -> Tensor:
-    rest = torch.tensor([count, stride, inner]).expand(len(start), 3)
+    rest = torch.tensor([count, stride, inner], device="cpu").expand(len(start), 3)
     return torch.cat([start[:, None], rest], 1)

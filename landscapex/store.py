@@ -9,6 +9,7 @@ The journal of a run that is still going is in `landscapex.journal`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -19,7 +20,14 @@ import h5netcdf
 import xarray as xr
 from xarray.backends import H5NetCDFStore
 
-from landscapex._files import check_output, check_path, check_space, read_file, replace_file
+from landscapex._files import (
+    check_output,
+    check_path,
+    check_space,
+    fail,
+    read_file,
+    replace_file,
+)
 from landscapex.errors import CorruptFileError
 from landscapex.header import AxisInfo, RunHeader
 from landscapex.journal import (
@@ -63,13 +71,35 @@ def write_dataset(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
         The absolute path, links followed.
 
     Raises:
-        OutputError: If ``path`` cannot be written or there is no room.
+        OutputError: If ``path`` cannot be written, there is no room, or a file of something else
+            is there.
     """
     target = check_output(path)
+    check_replaceable(target)
     data = _to_bytes(dataset)
     check_space(target, len(data))
     replace_file(target, data)
     return target
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to replace a file that is not one of ours: a checkpoint, say.
+
+    Args:
+        path: Where a result will be written.
+
+    Raises:
+        OutputError: If something else is there.
+    """
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(MAGIC))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        fail(f"{path} could not be read: {error.strerror}.", error.errno)
+    if begin and begin != MAGIC:
+        fail(f"{path} must not be replaced: it is not a landscapex result.", errno.EEXIST)
 
 
 def read_dataset(path: str | os.PathLike[str]) -> xr.Dataset:

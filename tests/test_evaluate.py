@@ -19,13 +19,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import landscapex as lx
-from landscapex import axes, evaluate
+from landscapex import axes, filling
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
     DirectionError,
     GridError,
     LandscapexWarning,
+    OutputError,
     ParameterMismatchError,
     ResumeMismatchError,
 )
@@ -365,7 +366,7 @@ def small(**options):
 def test_the_same_bits_for_any_chunks_and_interruptions(tmp_path_factory, stops, chunk):
     truth = small()
     out = tmp_path_factory.mktemp("resume") / "s.nc"
-    before, evaluate.CHUNK = evaluate.CHUNK, chunk
+    before, filling.CHUNK = filling.CHUNK, chunk
     try:
         total = -(-77 // chunk)
         for stop in stops:
@@ -373,7 +374,7 @@ def test_the_same_bits_for_any_chunks_and_interruptions(tmp_path_factory, stops,
                 interrupted(out, stop)
         resumed = small(out=out)
     finally:
-        evaluate.CHUNK = before
+        filling.CHUNK = before
     assert raised(resumed) == raised(truth)
     assert resumed.equals(truth)
     assert lx.open(out).equals(truth)
@@ -757,3 +758,63 @@ def test_a_module_comes_with_data_and_an_objective_without(arguments, error, mes
 def test_fault_24_models_that_cannot_move_are_refused_by_surface(build):
     with pytest.raises(ParameterMismatchError, match="weight"):
         lx.surface(build(), BATCH, mse, **QUIET)
+
+
+def test_a_model_whose_attributes_changed_is_another_run(tmp_path):
+    """No hash sees an attribute that forward reads; the loss at the centre does."""
+
+    class Warm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.temperature = nn.Linear(3, 2), 1.0
+
+        def forward(self, x):
+            return self.linear(x) / self.temperature
+
+    model, data, out = Warm(), (torch.randn(6, 3), torch.arange(6) % 2), tmp_path / "s.nc"
+    lx.line(model, data, "cross_entropy", points=3, out=out, progress=False)
+    model.temperature = 5.0
+    with pytest.raises(ResumeMismatchError, match="loss at the centre"):
+        lx.line(model, data, "cross_entropy", points=3, out=out, progress=False)
+
+
+def test_a_run_that_replaces_another_can_be_continued(tmp_path):
+    model, data, out = models.mlp(3, 2), (torch.randn(6, 3), torch.arange(6) % 2), tmp_path / "s.nc"
+    lx.line(model, data, "cross_entropy", points=5, out=out, progress=False)
+
+    def stop(progress):
+        if progress.done >= 16:
+            raise KeyboardInterrupt
+
+    again = {"points": 40, "out": out, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        lx.line(model, data, "cross_entropy", resume=False, callback=stop, **again)
+    assert lx.open(out).shape == (5,)
+    done = []
+    found = lx.line(model, data, "cross_entropy", callback=lambda p: done.append(p.done), **again)
+    assert found.shape == (40,)
+    assert done[0] > 16
+    assert [p.name for p in tmp_path.iterdir()] == ["s.nc"]
+
+
+def test_a_file_of_something_else_is_never_replaced(tmp_path):
+    precious = tmp_path / "precious.pt"
+    precious.write_bytes(b"weights of a week")
+    model, data = models.mlp(3, 2), (torch.randn(6, 3), torch.arange(6) % 2)
+    with pytest.raises(OutputError, match="must not be replaced"):
+        lx.line(model, data, "cross_entropy", points=3, out=precious, resume=False)
+    with pytest.raises(OutputError, match="must not be replaced"):
+        lx.line(model, data, "cross_entropy", points=3, progress=False).save(precious)
+    assert precious.read_bytes() == b"weights of a week"
+
+
+def test_what_a_line_between_models_leaves_behind_is_said():
+    torch.manual_seed(0)
+    a, b = (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)) for _ in range(2))
+    b(torch.randn(50, 3))
+    a.eval(), b.eval()
+    with pytest.warns(LandscapexWarning, match=r"differs in 2 tensors .*1\.running_mean"):
+        directions = axes.between(a, b)
+    data = torch.randn(6, 3), torch.arange(6) % 2
+    line = lx.line(a, data, "cross_entropy", directions=directions, points=3, progress=False)
+    assert any("running_mean" in note for note in line.provenance["notes"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ import reference
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 import landscapex as lx
 from landscapex.errors import ModelChangedError, ReentrancyError
@@ -146,8 +148,11 @@ def test_trap_21_the_model_and_the_generators_come_back_bit_for_bit(where, error
     assert reference.changes(before, reference.everything(model)) == []
 
 
-@pytest.mark.parametrize("bn", ["eval", "recompute", "batch"])
-@pytest.mark.parametrize("work", ["loss", "gradient", "surface"])
+@pytest.mark.parametrize(
+    ("bn", "work"),
+    [(bn, work) for bn in ("eval", "batch") for work in ("loss", "gradient", "surface")]
+    + [("recompute", "loss"), ("recompute", "surface")],
+)
 def test_trap_17_batch_norm_buffers_and_modes_are_restored(bn, work):
     """Evaluating in training mode leaves other running statistics behind."""
     model = models.case("conv").model.train()
@@ -533,3 +538,85 @@ def test_trap_21_ctrl_c_at_any_moment_leaves_the_model_whole(repeat):
             signal.signal(signal.SIGALRM, previous)
         assert reference.changes(before, reference.everything(model)) == []
     assert hits > 20
+
+
+def test_trap_21_what_a_hook_or_forward_derives_comes_back():
+    """Pruning, old weight norm and recurrent layers keep weights as plain attributes."""
+
+    class Derived(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pruned = nn.Linear(3, 4)
+            prune.l1_unstructured(self.pruned, "weight", 0.5)
+            self.lstm = nn.utils.weight_norm(nn.LSTM(4, 4, batch_first=True), "weight_hh_l0")
+            self.last = None
+
+        def forward(self, x):
+            self.last = self.lstm(self.pruned(x))[0]
+            self.extra = self.last * 2
+            return self.last.mean(1)
+
+    model = Derived()
+    x, y = torch.randn(6, 5, 3), torch.arange(6) % 4
+    with torch.no_grad():
+        model(x)
+    del model.extra
+    model.last = None
+    kept = model.pruned.weight, model.lstm.weight_hh_l0, *model.lstm._flat_weights
+    values = [t.clone() for t in kept]
+    lx.line(model, (x, y), "cross_entropy", points=3, progress=False)
+    now = model.pruned.weight, model.lstm.weight_hh_l0, *model.lstm._flat_weights
+    assert all(a is b for a, b in zip(kept, now, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(values, now, strict=True))
+    assert model.last is None
+    assert not hasattr(model, "extra")
+
+
+@pytest.mark.parametrize("change", ["double", "half", "cut", "child", "negative zero"])
+def test_trap_21_a_loss_that_rebuilds_the_model_is_undone(change):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    before = reference.everything(model)
+    layers = list(model.children())
+    signs = [torch.signbit(b).clone() for b in model.buffers()]
+
+    def loss(m, batch):
+        if change == "cut":
+            m[0].weight.data = m[0].weight.data[:, :2]
+        elif change == "child":
+            m.append(nn.Linear(2, 2))
+        elif change == "negative zero":
+            for b in m.buffers():
+                b.neg_()
+        else:
+            getattr(m, change)()
+        return next(m.parameters()).sum().float()
+
+    with contextlib.suppress(ModelChangedError):
+        lx.line(lx.Objective(model, None, loss, check=False), points=3, progress=False)
+    assert reference.changes(before, reference.everything(model)) == []
+    assert list(model.children()) == layers
+    assert all(map(torch.equal, signs, [torch.signbit(b) for b in model.buffers()]))
+
+
+def test_threads_with_different_models_see_the_same_common_draws():
+    def noisy(m, batch):
+        return m(nn.functional.dropout(batch, 0.5)).square().mean()
+
+    def run(seed):
+        objective = lx.Objective(
+            models.mlp(3, 4, 2, seed=seed), [torch.ones(8, 3)], noisy, check=False
+        )
+        return lx.line(objective, points=21, progress=False).loss
+
+    alone = [run(seed) for seed in range(4)]
+    together = [None] * 4
+
+    def work(seed):
+        together[seed] = run(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert all(map(np.array_equal, alone, together))

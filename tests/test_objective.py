@@ -612,7 +612,7 @@ def test_metrics_must_be_the_same_at_every_point():
         (
             {"datasets": {"a b": []}},
             ArgumentError,
-            "`datasets` must have identifiers as names, got",
+            "`datasets` must have identifiers other than 'data' as names, got",
         ),
         (
             {"precision": "fp64"},
@@ -687,3 +687,110 @@ def test_a_loss_that_differentiates_gets_gradients():
     objective = lx.Objective(model, [x], loss)
     assert objective.loss() == pytest.approx(loss(model, x).item(), rel=1e-12)
     assert lx.line(objective, points=3, progress=False).loss[1] == objective.loss()
+
+
+def test_a_data_set_cannot_take_the_place_of_the_data():
+    x, y = torch.randn(6, 3), torch.arange(6) % 2
+    with pytest.raises(ArgumentError, match="other than 'data'"):
+        lx.Objective(models.mlp(3, 2), (x, y), "cross_entropy", datasets={"data": (x, y)})
+    with pytest.raises(ArgumentTypeError, match=r"must be a mapping .*got tuple"):
+        lx.Objective(models.mlp(3, 2), (x, y), "cross_entropy", datasets=(x, y))
+
+
+def test_columns_must_differ():
+    x, y = torch.randn(6, 3), torch.arange(6) % 2
+    objective = lx.Objective(
+        models.mlp(3, 2),
+        (x, y),
+        "cross_entropy",
+        metrics={"test_loss": lambda output, batch: output.sum(1)},
+        datasets={"test": (x, y)},
+    )
+    with pytest.raises(LossError, match="different columns"):
+        objective.evaluate()
+
+
+def test_instance_norms_are_recomputed_too():
+    """To them, unlike to batch norms, a momentum of None is 0."""
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm1d(2, track_running_stats=True)
+    model = nn.Sequential(norm, nn.Flatten(), nn.Linear(10, 2)).eval()
+    batches = [(3 * torch.randn(4, 2, 5) + 1, torch.arange(4) % 2) for _ in range(3)]
+    found = lx.Objective(model, batches, "cross_entropy", bn="recompute").loss()
+    means = torch.stack([x.mean((0, 2)) for x, _ in batches]).mean(0)
+    variances = torch.stack([x.var(2).mean(0) for x, _ in batches]).mean(0)
+    norm.running_mean.copy_(means)
+    norm.running_var.copy_(variances)
+    assert found == pytest.approx(lx.Objective(model, batches, "cross_entropy").loss(), rel=1e-6)
+
+
+def test_a_gradient_needs_statistics_that_stay():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    objective = lx.Objective(
+        model, (torch.randn(6, 3), torch.arange(6) % 2), "cross_entropy", bn="recompute"
+    )
+    with pytest.raises(ArgumentError, match="`bn` must be 'eval' or 'batch' for a gradient"):
+        objective.gradient()
+    with torch.inference_mode(), pytest.raises(ArgumentError, match="inference_mode"):
+        objective.gradient()
+
+
+def test_a_gradient_of_nothing_is_an_error_and_of_a_constant_zero():
+    model, x = models.mlp(3, 2), torch.randn(6, 3)
+    nothing = lx.Objective(model, (x, torch.full((6,), -100)), "cross_entropy")
+    with pytest.raises(EmptyDataError, match="must count"):
+        nothing.gradient()
+    constant = lx.Objective(model, [x], lambda m, batch: batch.square().mean())
+    assert constant.gradient().abs().max() == 0
+
+
+@pytest.mark.parametrize("precision", ["model", "bf16"])
+def test_the_users_autocast_sees_every_point(precision):
+    """Autocast keeps cast weights while its context lasts; ours move under it."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    x, y = torch.randn(37, 6), torch.arange(37) % 3
+    objective = lx.Objective(model, (x, y), "cross_entropy", precision=precision)
+    point = 3 * objective.space.gather()
+    moved = copy.deepcopy(model)
+    nn.utils.vector_to_parameters(point, moved.parameters())
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        expected = nn.functional.cross_entropy(moved(x), y).item()
+        before = model(x)
+        assert objective.loss(point) == pytest.approx(expected, rel=1e-6)
+        assert torch.equal(model(x), before)
+
+
+def test_only_the_wrappers_of_torch_are_looked_through():
+    """A wrapper of the user's may hand attributes of a compiled module on."""
+
+    class Wrapper(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.head = inner, nn.Linear(2, 2)
+
+        def __getattr__(self, name):
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(self.inner, name)
+
+        def forward(self, x):
+            return self.head(self.inner(x))
+
+    model = Wrapper(torch.compile(models.mlp(3, 2), backend="eager")).eval()
+    x, y = torch.randn(6, 3), torch.arange(6) % 2
+    expected = nn.functional.cross_entropy(model(x), y).item()
+    assert lx.Objective(model, (x, y), "cross_entropy").loss() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_default_device_is_not_ours():
+    model, data = models.mlp(3, 4, 2), (torch.randn(6, 3), torch.arange(6) % 2)
+    expected = lx.surface(model, data, "cross_entropy", points=3, progress=False).loss
+    with torch.device("meta"):
+        found = lx.surface(model, data, "cross_entropy", points=3, progress=False).loss
+    assert (found == expected).all()
+
+
+def test_a_class_in_place_of_a_criterion_is_named():
+    with pytest.raises(ArgumentTypeError, match=r"write CrossEntropyLoss\(\)"):
+        lx.Objective(models.mlp(3, 2), (torch.ones(2, 3), torch.ones(2)), nn.CrossEntropyLoss)

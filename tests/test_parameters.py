@@ -217,12 +217,6 @@ def test_fault_24_frozen_parameters_stay_out_unless_all_are_frozen():
     assert len(ParameterSpace(model).entries) == 4
 
 
-class _CompiledStub(nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self._orig_mod = inner
-
-
 class _DDP(nn.parallel.DistributedDataParallel):
     """The real class without its process group: what `unwrap` looks at is its type."""
 
@@ -236,11 +230,10 @@ class _DDP(nn.parallel.DistributedDataParallel):
     [
         nn.DataParallel,
         torch.compile,
-        _CompiledStub,
         _DDP,
         lambda m: torch.compile(nn.DataParallel(m)),
     ],
-    ids=["DataParallel", "compile", "stub", "DDP", "both"],
+    ids=["DataParallel", "compile", "DDP", "both"],
 )
 def test_wrappers_are_looked_through(wrap):
     model = models.mlp()

@@ -219,10 +219,15 @@ class EagerEngine:
         for module, training in self._flags:  # a loss may have switched modes at the last point
             if module.training is not training:
                 module.training = training
-        with precision_context(self.precision, self.space.device):
-            if self.bn == "recompute" and self._norms:
-                self._recompute_statistics(self._norms)
-            yield
+        # the user's autocast keeps cast weights for as long as it lasts; ours move
+        torch.clear_autocast_cache()
+        try:
+            with precision_context(self.precision, self.space.device):
+                if self.bn == "recompute" and self._norms:
+                    self._recompute_statistics(self._norms)
+                yield
+        finally:
+            torch.clear_autocast_cache()
 
     def _recompute_statistics(self, norms: Sequence[_NormBase]) -> None:
         """Running statistics as the plain average over the batches of the first data set.

@@ -416,8 +416,8 @@ FAULTS = [
     ),
     Planted(
         "fault 16", "each point sees other draws", "landscapex/engine/eager.py",
-        "        if self.common_seed:\n",
-        "        if False:\n",
+        "        if not self.common_seed:\n",
+        "        if True:\n",
         OBJECTIVE + "test_fault_16_without_the_check_every_point_sees_the_same_draws",
     ),
     Planted(
