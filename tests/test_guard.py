@@ -611,10 +611,10 @@ def test_threads_with_different_models_see_the_same_common_draws():
     alone = [run(seed) for seed in range(4)]
     together = [None] * 4
 
-    def work(seed):
-        together[seed] = run(seed)
+    def work(k):
+        together[k] = run(k)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
     for t in threads:
         t.start()
     for t in threads:

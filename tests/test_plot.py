@@ -656,7 +656,7 @@ def test_saved_pictures_are_of_the_format_of_their_suffix(tmp_path, suffix, star
 
 def test_a_picture_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     (tmp_path / "taken.png").mkdir()
-    with pytest.raises(OutputError, match=r"`path` must be writable: .*taken\.png"):
+    with pytest.raises(OutputError, match=r"taken\.png could not be written"):
         plot.save(plot.contour(make(BOWL, X, Y)), tmp_path / "taken.png")
     assert [p.name for p in tmp_path.iterdir()] == ["taken.png"]
 
