@@ -45,8 +45,8 @@ class _ModelLock:
                 f"being computed, got a nested call for {type(model).__name__}."
             )
         with self.lock:
-            self.owner = threading.get_ident()
             try:
+                self.owner = threading.get_ident()
                 yield
             finally:
                 self.owner = None
@@ -89,6 +89,7 @@ def exclusive(space: ParameterSpace) -> Iterator[Snapshot]:
         snapshot = Snapshot(space)
         try:
             try:
+                shield.lower()
                 snapshot.lend()
                 yield snapshot
                 snapshot.check_unchanged(contents=True)
@@ -102,10 +103,13 @@ def exclusive(space: ParameterSpace) -> Iterator[Snapshot]:
 
 
 class _Shield:
-    """Puts Ctrl-C off while it is up, so that a restore is never cut short (main thread only)."""
+    """Puts Ctrl-C off while it is up, so that a restore is never cut short (main thread only).
+
+    It is up from the beginning, so that Ctrl-C cannot strike before there is something to restore.
+    """
 
     def __init__(self) -> None:
-        self.up = False
+        self.up = True
         self._pending: FrameType | bool | None = False
         self._previous: Any = None
 
@@ -115,6 +119,13 @@ class _Shield:
             if callable(self._previous):
                 signal.signal(signal.SIGINT, self._handle)
         return self
+
+    def lower(self) -> None:
+        """Let Ctrl-C through, also one that came before."""
+        self.up = False
+        if self._pending is not False:
+            pending, self._pending = self._pending, False
+            self._previous(signal.SIGINT, pending)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.up:
