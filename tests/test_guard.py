@@ -622,3 +622,11 @@ def test_threads_with_different_models_see_the_same_common_draws():
     for t in threads:
         t.join()
     assert all(map(np.array_equal, alone, together))
+
+
+def test_trap_21_a_loss_that_draws_leaves_the_generators_alone(generators_untouched):
+    def loss(m, batch):
+        torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002  (a user's)
+        return m(batch).square().mean()
+
+    lx.line(models.mlp(3, 2), [torch.ones(4, 3)], loss, points=3, progress=False)

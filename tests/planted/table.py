@@ -225,9 +225,9 @@ TRAPS = [
     ),
     Planted(
         "trap 21", "random generators move", "landscapex/guard.py",
-        "        _set_rng_state(self._rng)\n",
-        "",
-        ALL_BACK + "[1-ValueError-success]",
+        "_set_rng_state(self._rng)",
+        "pass",
+        GUARD + "test_trap_21_a_loss_that_draws_leaves_the_generators_alone",
     ),
     Planted(
         "trap 21", "nothing is restored after Ctrl-C", "landscapex/guard.py",
