@@ -201,7 +201,7 @@ def import_with(library: bytes | Path | None, folder: Path) -> list[str]:
         (b"not a library, but long enough to be read as one" * 10, "invalid ELF header"),
     ],
 )
-def test_a_library_that_cannot_be_loaded_ends_in_one_warning(library, cause, tmp_path):
+def test_fault_29_a_library_that_cannot_be_loaded_ends_in_one_warning(library, cause, tmp_path):
     result, *warnings = import_with(library, tmp_path)
     assert result == "False [3.0, 3.0]"
     assert len(warnings) == 1
@@ -211,7 +211,7 @@ def test_a_library_that_cannot_be_loaded_ends_in_one_warning(library, cause, tmp
 
 
 @needs_compiler
-def test_a_library_for_another_torch_ends_in_one_warning(tmp_path):
+def test_fault_29_a_library_for_another_torch_ends_in_one_warning(tmp_path):
     """It asks for a function that this torch does not have."""
     source = tmp_path / "other.cpp"
     source.write_text("void torch_of_the_future(); struct S { S() { torch_of_the_future(); } } s;")
@@ -229,7 +229,7 @@ def test_the_library_that_was_built_is_loaded_without_a_warning(tmp_path):
 
 
 @pytest.mark.parametrize("version", ["2.9.1+cpu", "1.13.0", "2.2.0a0+git1234"])
-def test_an_old_torch_is_refused_with_the_command_that_helps(version):
+def test_fault_29_an_old_torch_is_refused_with_the_command_that_helps(version):
     with pytest.raises(ImportError, match=rf"got {re.escape(version)}; .* 'torch>=2\.10'"):
         _lib._check_torch(version)
 

@@ -6,6 +6,7 @@ from .runner import Planted
 
 AXES = "tests/test_axes.py::"
 EVALUATE = "tests/test_evaluate.py::"
+EXPORT = "tests/test_export.py::"
 GRID = "tests/test_grid.py::"
 GUARD = "tests/test_guard.py::"
 ALL_BACK = GUARD + "test_trap_21_the_model_and_the_generators_come_back_bit_for_bit"
@@ -251,8 +252,8 @@ TRAPS = [
     ),
     Planted(
         "trap 24", "no lock", "landscapex/guard.py",
-        "        with self.lock:\n            self.owner",
-        "        if True:\n            self.owner",
+        "        with self.lock:\n            try:",
+        "        if True:\n            try:",
         GUARD + "test_trap_24_two_objectives_of_one_model_share_its_lock",
     ),
     Planted(
@@ -473,6 +474,12 @@ FAULTS = [
         "            if not _same_bits(found, expected):\n",
         "            if False:\n",
         GUARD + "test_fault_27_a_model_changed_by_its_loss_is_an_error",
+    ),
+    Planted(
+        "fault 29", "a missing package is any ImportError", "landscapex/_extras.py",
+        "    except ImportError as error:\n",
+        "    except MissingExtraError as error:\n",
+        EXPORT + "test_fault_29_a_missing_extra_is_named_with_the_command_that_installs_it",
     ),
 ]  # fmt: skip
 
