@@ -116,7 +116,8 @@ def surface(
         shard: ``"i/n"`` or ``(i, n)``: compute part i (from 0) of n; see `merge`.
         engine: ``"auto"`` or ``"eager"``.
         precision: See `Objective`.
-        threads: torch's threads during this call; None leaves them.
+        threads: torch's threads during this call; None takes those of the journal that this call
+            goes on with, or leaves them.
         progress: Show a bar with the time left.
         callback: Called with a `Progress` whenever points are finished, at least every half second
             unless one takes longer; the model is not at its centre then.

@@ -818,3 +818,22 @@ def test_what_a_line_between_models_leaves_behind_is_said():
     data = torch.randn(6, 3), torch.arange(6) % 2
     line = lx.line(a, data, "cross_entropy", directions=directions, points=3, progress=False)
     assert any("running_mean" in note for note in line.provenance["notes"])
+
+
+def test_a_resumed_run_takes_the_threads_of_its_journal(tmp_path):
+    """Other threads may round differently, and half of the points are there."""
+    model, data = models.mlp(3, 2), (torch.randn(6, 3), torch.arange(6) % 2)
+    run = {"points": 40, "out": tmp_path / "s.nc", "progress": False}
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lx.line(model, data, "cross_entropy", threads=2, callback=stop, **run)
+    seen = set()
+    assert torch.get_num_threads() == 1
+    lx.line(
+        model, data, "cross_entropy", callback=lambda _: seen.add(torch.get_num_threads()), **run
+    )
+    assert seen == {2}
+    assert torch.get_num_threads() == 1
