@@ -9,7 +9,7 @@ INSTALL := $(PIP) --no-build-isolation --config-settings=cmake.define.LANDSCAPEX
 # installed package with its compiled libraries.
 PYTEST := PYTHONSAFEPATH=1 $(BIN)/python -m pytest
 TORCH := torch==2.13.0
-BUILD := scikit-build-core cmake ninja
+BUILD := scikit-build-core cmake ninja pybind11
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
     $(shell find landscapex csrc tests/emulation -type f ! -name '*.pyc')
 NATIVE := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
@@ -33,9 +33,12 @@ check: .venv/installed .venv/checkers .venv/data
 	@if command -v nvcc > /dev/null; then $(BIN)/python tests/native/compile_matrix.py; \
 	else echo "There is no nvcc: CUDA kernels were not compiled for the architectures."; fi
 
-bench: .venv/installed
+# Some 25 minutes on two cores; `pytest benchmarks -k quick` takes the smallest sizes.
+bench: .venv/installed .venv/checkers .venv/data
 	mkdir -p benchmarks/out
-	$(PYTEST) benchmarks --benchmark-only --benchmark-json=benchmarks/out/benchmarks.json
+	$(PYTEST) benchmarks -k "not quick" --benchmark-only \
+	    --benchmark-json=benchmarks/out/benchmarks.json
+	$(BIN)/python benchmarks/report.py benchmarks/out/benchmarks.json
 
 data:
 	rm -f .venv/data

@@ -13,18 +13,17 @@ in turn, round by round, and a table is printed:
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
-import os
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from timing import CLOSE, ROUNDS, Round, difference, in_turn, stopwatch, summary
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,9 +34,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import other_tools
 import reference
 
-ROUNDS = 5
 DISTANCE = 0.5  # landscaper's unit: half of the length of the weights, at a corner nearly
-CLOSE = 1e-4  # relative; float32 against float64
 
 
 @dataclass(frozen=True)
@@ -134,60 +131,19 @@ CONTENDERS: dict[str, Callable[[Task], np.ndarray]] = {
 
 
 def prove_equal(task: Task) -> dict[str, float]:
-    """Compare every surface with one in float64; return the largest relative differences.
-
-    Two are off in known places (tests/test_other_tools.py): loss-landscapes by one step in every
-    odd row, landscaper at its maximum, to which it adds noise. They are compared with what they
-    compute there, or elsewhere; what is returned counts all points.
-    """
+    """Compare every surface with one in float64; return the largest relative differences."""
     axis = task.axis
     extended = np.concatenate([[2 * axis[0] - axis[1]], axis])
     wide = Task(
         copy.deepcopy(task.model).double(), task.inputs.double(), task.labels, [], task.points
     )
     exact = reference.surface(wide.model, task.directions, (axis, extended), wide.loss)
-    right, one_step_off = exact[:, 1:], exact[:, :-1]
-    expected = {name: right.copy() for name in CONTENDERS}
-    expected["loss-landscapes"][1::2] = one_step_off[1::2]
     differences = {}
     for name, contender in CONTENDERS.items():
-        losses = contender(task)
-        off = np.abs(losses / expected[name] - 1)
-        if name == "landscaper":
-            off.flat[losses.argmax()] = off.flat[right.argmax()] = 0
-        assert off.max() < CLOSE, f"{name} computes another surface"
-        differences[name] = float(np.abs(losses / right - 1).max())
+        found = difference(name, contender(task), exact[:, 1:], exact[:, :-1])
+        assert found.unexplained < CLOSE, f"{name} computes another surface"
+        differences[name] = found.asked
     return differences
-
-
-def run_in_turn(task: Task) -> Iterator[Mapping[str, tuple[float, float]]]:
-    """Rounds: CPU and wall seconds of each contender, who begin in turn."""
-    names = list(CONTENDERS)
-    for round_ in itertools.count():
-        taken = {}
-        first = round_ % len(names)
-        for name in names[first:] + names[:first]:
-            cpu, wall = time.process_time(), time.perf_counter()
-            CONTENDERS[name](task)
-            taken[name] = (time.process_time() - cpu, time.perf_counter() - wall)
-        yield taken
-
-
-def summary(
-    rounds: list[Mapping[str, tuple[float, float]]], differences: Mapping[str, float], size: int
-) -> dict[str, dict[str, float]]:
-    """Milliseconds per point and ratios to landscapex (of the same round): medians and extremes."""
-    made = {}
-    for name, difference in differences.items():
-        row: dict[str, float] = {}
-        for k, clock in enumerate(("cpu", "wall")):
-            times = [taken[name][k] / size * 1e3 for taken in rounds]
-            ratios = [taken[name][k] / taken["landscapex"][k] for taken in rounds]
-            for what, values in ((f"{clock} ms", times), (f"{clock} ratio", ratios)):
-                row[what] = statistics.median(values)
-                row[f"{what} min"], row[f"{what} max"] = min(values), max(values)
-        made[name] = {**row, "difference": difference}
-    return made
 
 
 def table(made: Mapping[str, Mapping[str, float]], title: str) -> str:
@@ -203,25 +159,19 @@ def table(made: Mapping[str, Mapping[str, float]], title: str) -> str:
     return "\n".join(["", title, head, *rows])
 
 
-@pytest.fixture(params=[pytest.param(1, id="one_thread"), pytest.param(None, id="all_threads")])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param or os.cpu_count() or 1)
-    yield torch.get_num_threads()
-    torch.set_num_threads(before)
-
-
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("points", [pytest.param(11, id="quick"), pytest.param(51, id="full")])
 def test_surface_beside_other_tools(benchmark, capsys, points: int, threads: int) -> None:
     task = make_task(points)
     differences = prove_equal(task)
-    turns = run_in_turn(task)
+    turns = in_turn({n: stopwatch(functools.partial(c, task)) for n, c in CONTENDERS.items()})
     next(turns)  # warm-up
-    rounds: list[Mapping[str, tuple[float, float]]] = []
+    rounds: list[Round] = []
     benchmark.pedantic(lambda: rounds.append(next(turns)), rounds=ROUNDS)
 
-    made = summary(rounds, differences, points**2)
+    made = summary(rounds, "landscapex")
+    for name, row in made.items():
+        row["difference"] = differences[name]
     benchmark.extra_info.update(
         points=points,
         samples=len(task.labels),

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,7 @@ class FrozenBatches:
     _kept: tuple[Batch, ...] = field(default=())
     _versions: tuple[tuple[int, ...], ...] = field(default=())
     _source: Iterable[Batch] = field(default=())
+    _arranged: dict[Any, FrozenBatches] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
@@ -128,7 +131,63 @@ class FrozenBatches:
             notes=(*self.notes, f"the batches were moved from {self.device} to {device}"),
             _kept=kept,
             _versions=tuple(_versions(batch) for batch in kept),
+            _arranged={},
         )
+
+    def arranged(self, size: int | None, *, channels_last: bool = False) -> FrozenBatches:
+        """Return the same samples in batches of another size, or in another memory format.
+
+        Only for losses that are means over samples; see `Measure.regroupable`. What was arranged
+        once is kept.
+
+        Args:
+            size: Samples per batch; the last batch takes a rest of less than half of it. None
+                leaves the batches as they are.
+            channels_last: Lay images (four dimensions, floating point) out with their channels
+                together.
+
+        Returns:
+            Batches of the same fingerprint; these very ones if nothing changes.
+
+        Raises:
+            DataError: If they are not `separable`.
+
+        Example:
+            >>> pair = torch.zeros(5, 3), torch.zeros(5)
+            >>> freeze(pair, device=torch.device("cpu"), batch_size=2).arranged(3).sizes
+            (3, 2)
+        """
+        if size is None and not channels_last:
+            return self
+        if not self.separable:
+            raise DataError(
+                f"Batches of `{self.name}` must be in memory and hold tensors of one common first "
+                f"dimension and otherwise equal shapes to be arranged anew, got {self!r}."
+            )
+        key = size, channels_last
+        if key not in self._arranged:
+            kept = self._kept if size is None else _regrouped(self._kept, self.sizes, size)
+            if channels_last:
+                kept = tuple(map_leaves(batch, to_channels_last) for batch in kept)
+            self._arranged[key] = replace(
+                self,
+                sizes=tuple(sample_count(batch) for batch in kept),
+                _kept=kept,
+                _versions=tuple(_versions(batch) for batch in kept),
+                _arranged={},
+            )
+        return self._arranged[key]
+
+    @cached_property
+    def separable(self) -> bool:
+        """Whether the batches can be cut into samples, and samples put together to batches."""
+        forms = [_form(batch, size) for batch, size in zip(self._kept, self.sizes, strict=False)]
+        return bool(forms) and forms[0] is not None and all(f == forms[0] for f in forms)
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors that are kept."""
+        return sum(leaf.nbytes for batch in self._kept for leaf in tensor_leaves(batch))
 
     def _read_again(self) -> Iterator[Batch]:
         count = 0
@@ -335,6 +394,54 @@ def _default_batch_size(tensors: list[Tensor]) -> int:
         return fewest  # tokens: an embedding makes each of them a vector
     sample_bytes = sum(t.numel() * t.element_size() for t in tensors) // max(1, len(tensors[0]))
     return max(fewest, min(most, _BATCH_BYTES // max(1, sample_bytes)))
+
+
+def _form(batch: Batch, size: int) -> Batch | None:
+    """What batches must have in common; None if one of their leaves does not tell samples apart."""
+    parts: list[Any] = []
+
+    def note(leaf: Any) -> Any:
+        plain = isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_nested
+        separate = plain and leaf.ndim > 0 and len(leaf) == size and not leaf.requires_grad
+        parts.append((leaf.dtype, leaf.shape[1:]) if separate else None)
+        return parts[-1]
+
+    form = map_leaves(batch, note)
+    return None if None in parts or not parts else form
+
+
+def _regrouped(kept: Sequence[Batch], sizes: Sequence[int], size: int) -> tuple[Batch, ...]:
+    """The samples of batches in order, in batches of another size; views where none is merged."""
+    total = sum(sizes)
+    number = total // size + (2 * (total % size) >= size)
+    starts = [size * i for i in range(max(1, number))]
+    cuts = [*starts[1:], total]
+    offsets = list(itertools.accumulate(sizes, initial=0))
+    batches = []
+    for start, end in zip(starts, cuts, strict=True):
+        pieces = [
+            map_leaves(batch, operator.itemgetter(slice(max(start - o, 0), end - o)))
+            for batch, o, n in zip(kept, offsets, sizes, strict=False)
+            if o < end and start < o + n
+        ]
+        leaves = zip(*(tensor_leaves(piece) for piece in pieces), strict=True)
+        merged = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in leaves)
+        batches.append(map_leaves(pieces[0], lambda _, merged=merged: next(merged)))
+    return tuple(batches)
+
+
+def to_channels_last(leaf: Tensor) -> Tensor:
+    """Lay images out with their channels together.
+
+    Args:
+        leaf: Of any shape.
+
+    Returns:
+        The same numbers; the same tensor if it is not ``(N, C, H, W)`` and floating point.
+    """
+    if leaf.ndim != 4 or not leaf.is_floating_point():
+        return leaf
+    return leaf.contiguous(memory_format=torch.channels_last)
 
 
 def _versions(batch: Batch) -> tuple[int, ...]:

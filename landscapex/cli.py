@@ -141,7 +141,7 @@ def surface(
         BatchNorm.EVAL
     ),
     threads: Annotated[int | None, typer.Option(help="Threads of torch.")] = None,
-    engine: Annotated[str, typer.Option(help="auto or eager.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, eager or compiled.")] = "auto",
 ) -> None:
     """Compute the loss surface of your own model on a plane through its weights."""
     grid = _parse_points(points)

@@ -67,6 +67,10 @@ class DeviceError(LandscapexError, RuntimeError):
     """Model, data and directions cannot be brought to one device."""
 
 
+class CaptureError(LandscapexError, RuntimeError):
+    """A model cannot be captured for the compiled engine, which was asked for."""
+
+
 class ResumeMismatchError(LandscapexError, ValueError):
     """What is on disk belongs to another run; the message lists the fields that differ."""
 

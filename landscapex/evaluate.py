@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from landscapex._files import check_output
+from landscapex.engine.choice import ENGINES
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.filling import Auto, Options, Progress, fill_grid
 from landscapex.grid import Span
@@ -114,7 +115,10 @@ def surface(
         resume: Go on with an interrupted run of the same settings, and return a finished one;
             False starts over.
         shard: ``"i/n"`` or ``(i, n)``: compute part i (from 0) of n; see `merge`.
-        engine: ``"auto"`` or ``"eager"``.
+        engine: ``"compiled"`` captures the model and runs it for many points at once, in fused
+            kernels (CPU, float32); ``"eager"`` calls the module for each point; ``"auto"``
+            compiles what can be captured, unless the run is over sooner. The provenance says which
+            engine was used, and why.
         precision: See `Objective`.
         threads: torch's threads during this call; None takes those of the journal that this call
             goes on with, or leaves them.
@@ -128,6 +132,7 @@ def surface(
 
     Raises:
         ArgumentError: If an option has an unknown value.
+        CaptureError: If ``engine="compiled"`` and the model cannot be captured.
         GridError: If the grid is empty, not finite or too large.
         DirectionError: If a direction is zero, not finite, or parallel to the other.
         NondeterministicLossError: If the centre gives two different losses.
@@ -190,8 +195,10 @@ def volume(
 def _options(arguments: dict[str, Any]) -> Options:
     """Check the shared arguments, before any work."""
     chosen = {name: arguments[name] for name in Options.__dataclass_fields__}
-    if arguments["engine"] not in ("auto", "eager"):
-        raise ArgumentError(f"`engine` must be 'auto' or 'eager', got {arguments['engine']!r}.")
+    if arguments["engine"] not in ENGINES:
+        raise ArgumentError(
+            f"`engine` must be 'auto', 'eager' or 'compiled', got {arguments['engine']!r}."
+        )
     if chosen["out"] is not None and not isinstance(chosen["out"], str | os.PathLike):
         raise ArgumentTypeError(f"`out` must be a path, got {type(chosen['out']).__name__}.")
     if chosen["callback"] is not None and not callable(chosen["callback"]):

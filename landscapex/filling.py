@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from landscapex import axes, results, store
 from landscapex._directions import Directions, check_layout, check_usable
 from landscapex._files import check_path
+from landscapex.engine.choice import Region
 from landscapex.errors import (
     ArgumentError,
     DirectionError,
@@ -78,6 +79,7 @@ class Options:
     out: Path | None
     resume: bool
     shard: tuple[int, int] | None
+    engine: str
     threads: int | None
     progress: bool
     callback: Callable[[Progress], object] | None
@@ -120,6 +122,8 @@ def fill_grid(num_axes: int, objective: Objective, options: Options) -> Surface:
         seconds = (time.monotonic() - started) / (2 if objective.check else 1)
         _confirm_size(grid, len(center), seconds, options.confirm)
         _warn_of_lost_steps(session, directions, grid)
+        wanted = options.engine if options.engine != "auto" else _earlier_engine(options)
+        session.choose_engine(directions.vectors, _region(grid), center, wanted=wanted)
         header = describe_run(session, directions, grid, center, fingerprint)
         finished = _finished(options, header)
         if finished is not None:
@@ -161,7 +165,9 @@ class _Run:
         self.header, self.options, self.interrupts = header, options, interrupts
         self.journal: Journal | None = None
         # points at once: what is lost if the loss raises, or the machine stops
-        self._pace = max(1, min(CHUNK, int(BLOCK_SECONDS / max(seconds_per_point, 1e-9))))
+        compiled = session.choice.compiled
+        self._most = CHUNK if compiled is None else compiled.points_at_once
+        self._pace = max(1, min(self._most, int(BLOCK_SECONDS / max(seconds_per_point, 1e-9))))
         self._done = np.zeros(grid.size, dtype=bool)
         self._values = np.full((grid.size, len(header.columns)), np.nan)
 
@@ -201,7 +207,11 @@ class _Run:
     def _evaluate(self, start: int, stop: int) -> np.ndarray:
         """Values of the next points: what half a second is enough for, up to ``stop``."""
         points = self.grid.points(start, min(start + self._pace, stop))
+        began = time.monotonic()
         values = self.session.losses(self.directions, points, self.interrupts)
+        if self.session.choice.compiled is not None and len(values):
+            seconds = max((time.monotonic() - began) / len(values), 1e-9)
+            self._pace = max(1, min(self._most, int(BLOCK_SECONDS / seconds)))
         self.session.snapshot.check_unchanged(contents=True)  # before they are kept
         return values
 
@@ -237,9 +247,20 @@ def _watched() -> bool:
     return (sys.stderr is not None and sys.stderr.isatty()) or "ipykernel" in sys.modules
 
 
+def _region(grid: Grid) -> Region:
+    low, high = (np.array([f(a) for a in grid.axes]) for f in (np.min, np.max))
+    return Region(low, high, grid.size)
+
+
 def _missing(chunks: Sequence[tuple[int, int]], done: np.ndarray) -> Iterator[tuple[int, int]]:
-    """The stretches of points without a value, each within one chunk."""
+    """The stretches of points without a value, each within chunks that follow each other."""
+    joined: list[tuple[int, int]] = []
     for start, stop in chunks:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    for start, stop in joined:
         first = start
         while first < stop:
             if done[first]:
@@ -370,12 +391,22 @@ def _stopped(signum: int, result: Surface, options: Options) -> BaseException:
     return stopped
 
 
-def _earlier_threads(options: Options) -> int | None:
-    """The threads of the run that this one goes on with: other threads may round differently."""
+def _earlier(options: Options, name: str) -> Any:
+    """What was recorded of the run that this one goes on with; None if there is none."""
     if options.out is None or not options.resume or not store.find_journals(options.out):
         return None
-    threads = store.read_journals(options.out)[0].recorded.get("threads")
+    return store.read_journals(options.out)[0].recorded.get(name)
+
+
+def _earlier_threads(options: Options) -> int | None:
+    """The threads of the run that this one goes on with: other threads may round differently."""
+    threads = _earlier(options, "threads")
     return threads if isinstance(threads, int) else None
+
+
+def _earlier_engine(options: Options) -> str:
+    """A run that began on the eager engine goes on there: engines round differently."""
+    return "eager" if _earlier(options, "engine") == "eager" else "auto"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from types import FrameType
 from typing import Any
 
@@ -21,9 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from landscapex import _ops
 from landscapex.errors import ModelChangedError, ReentrancyError
 from landscapex.parameters import ParameterSpace
 
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
 _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
     "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called",
@@ -179,7 +182,9 @@ class Snapshot:
         self._slots = [(m, name, p) for m, _, own, _, _ in self._tables for name, p in own.items()]
         self._buffer_tables = [(m, own) for m, _, _, own, _ in self._tables if own]
         self._writer = space.writer()
-        self._written: list[tuple[object, ...]] | None = self._marks()
+        self._counting = [p for _, p, _ in self._watched if not p.is_inference()]
+        self._places = self._read_places()
+        self._written: list[int] | None = self._versions()
         nowhere = self.center[None][:0]
         self._point: tuple[Tensor, Tensor, Sequence[float]] = (self.center, nowhere, ())
         self._restored = False
@@ -217,15 +222,20 @@ class Snapshot:
             self._starts = [
                 (b, b.detach().clone(), _version(b)) for b in self.space.model.buffers()
             ]
+            self._places = self._read_places()
         else:
-            self.check_unchanged()
+            self._check_versions()
             self._rewind_buffers()
         self._write(center, directions, coordinates)
 
     def _write(self, center: Tensor, directions: Tensor, coordinates: Sequence[float]) -> None:
-        self._writer.write(center, directions, coordinates)
+        try:
+            self._writer.write(center, directions, coordinates)
+        except RuntimeError:
+            self.check_unchanged()  # a parameter of another shape takes no copy
+            raise
         self._point = (center, directions, coordinates)
-        self._written = self._marks()
+        self._written = self._versions()
 
     def check_unchanged(self, *, contents: bool = False) -> None:
         """Refuse to go on when somebody else wrote to the parameters.
@@ -239,30 +249,55 @@ class Snapshot:
         """
         if self._written is None:
             return
+        self._check_versions()
+        for (name, _, moves), mine, now in zip(
+            self._watched, self._places, self._read_places(), strict=True
+        ):
+            if mine != now:
+                raise ModelChangedError(_changed(f"{name} was written to", moves))
+        if contents:
+            self._check_contents()
+
+    def _check_versions(self) -> None:
+        """What is cheap enough for every point: a glance at counters and slots."""
         for m, name, p in self._slots:
             if m._parameters.get(name) is not p:
                 raise ModelChangedError(_changed(f"{type(m).__name__}.{name} was replaced"))
-        marks = self._marks()
-        if marks != self._written:
-            for (name, _, moves), mine, now in zip(
-                self._watched, self._written, marks, strict=True
-            ):
-                if mine != now:
-                    raise ModelChangedError(_changed(f"{name} was written to", moves))
-        if contents:
-            found = self.space.gather()
-            self._write(*self._point)
-            expected = self.space.gather()
-            if not _same_bits(found, expected):
-                names = [
-                    e.name
-                    for e in self.space.entries
-                    if not _same_bits(found[e.offset : e.end], expected[e.offset : e.end])
-                ]
-                raise ModelChangedError(_changed(f"{names[0]} was written to"))
+        versions = self._versions()
+        if versions != self._written:
+            which = next(
+                k for k, (a, b) in enumerate(zip(versions, self._written, strict=True)) if a != b
+            )
+            name, moves = next(
+                (name, moves) for name, p, moves in self._watched if p is self._counting[which]
+            )
+            raise ModelChangedError(_changed(f"{name} was written to", moves))
 
-    def _marks(self) -> list[tuple[object, ...]]:
-        return [(_version(p), p.data_ptr(), p.shape, p.dtype) for _, p, _ in self._watched]
+    def _check_contents(self) -> None:
+        """Form the point again, elsewhere, and compare: one tensor per run of equal dtypes."""
+        live = [
+            (e, _flat_bits(p))
+            for e, p in zip(self.space.entries, self.space.parameters, strict=True)
+        ]
+        found, expected, entries = [], [], []
+        for dtype, run in groupby(live, lambda pair: pair[0].dtype.to_real()):
+            members = list(run)
+            found.append(torch.cat([flat for _, flat in members]))
+            expected.append(torch.empty(len(found[-1]), dtype=dtype, device=found[-1].device))
+            entries.append([e for e, _ in members])
+        _ops.perturb_(expected, *self._point)
+        for live_run, right_run, members in zip(found, expected, entries, strict=True):
+            right = right_run.view(live_run.dtype)
+            if not torch.equal(live_run, right):
+                at = int((live_run != right).nonzero()[0]) + members[0].offset
+                name = next(e.name for e in members if at < e.end)
+                raise ModelChangedError(_changed(f"{name} was written to"))
+
+    def _versions(self) -> list[int]:
+        return [p._version for p in self._counting]
+
+    def _read_places(self) -> list[tuple[object, ...]]:
+        return [(p.data_ptr(), p.shape, p.dtype) for _, p, _ in self._watched]
 
     def _rewind_buffers(self) -> None:
         for m, buffers in self._buffer_tables:
@@ -324,6 +359,13 @@ def _changed(what: str, moves: bool = True) -> str:
 
 def _version(t: Tensor) -> int | None:
     return None if t.is_inference() else t._version
+
+
+def _flat_bits(p: Tensor) -> Tensor:
+    """The bits of a parameter as integers, complex numbers as two."""
+    t = p.detach().resolve_neg()
+    t = torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+    return t.reshape(-1).view(_BITS[t.itemsize])
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -46,6 +46,7 @@ from landscapex.reductions import (
     of_criterion,
     of_function,
     output_tensors,
+    scores_in_columns,
     sum_exactly,
     unwrap_logits,
 )
@@ -54,6 +55,7 @@ from landscapex.totals import Totals as Totals
 
 Loss: TypeAlias = str | nn.Module | Callable[..., Any] | None
 CountRule: TypeAlias = Callable[[Batch], Any] | str | None
+Parts: TypeAlias = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
 
 IGNORED = -100  # the label that torch and Hugging Face leave out by default
 
@@ -101,6 +103,22 @@ class Measure:
         except Exception as error:
             error.add_note(f"In the loss {self.name}, for the batch {describe(batch)}.{self._hint}")
             raise
+
+    def captured(self, model: nn.Module, batch: Batch) -> Parts:
+        """Compute the mean loss of one batch by tensor operations alone, for `torch.export`.
+
+        Args:
+            model: The model.
+            batch: One batch.
+
+        Returns:
+            The 0-d mean; what the model returned and the target it was compared with, as tuples
+            of tensors, which are empty where the measure cannot tell.
+
+        Raises:
+            LossError: If there is no such mean: another reduction, metrics from the loss itself.
+        """
+        raise NotImplementedError
 
     @property
     def identity(self) -> dict[str, JSON]:
@@ -163,6 +181,8 @@ class _TorchMeasure(Measure):
         output, target = predict(model, batch, self.name)
         outputs, targets = self._checked(output_tensors(output), target)
         arguments = self._loss.arguments(outputs, targets)
+        if self._loss.name == "cross_entropy" and not _is_hooked(self._criterion):
+            arguments = scores_in_columns(*arguments)
         try:
             if self._criterion is None:
                 value = self._loss.function(*arguments, **self.options)
@@ -182,6 +202,16 @@ class _TorchMeasure(Measure):
             count = self._loss.count(outputs, targets, self.options)
         loss = value if self._averaged else _divided(value, count)
         return Terms(loss, count, self._measured(output, target, batch) if self.metrics else {})
+
+    def captured(self, model: nn.Module, batch: Batch) -> Parts:
+        if _is_hooked(self._criterion):
+            raise LossError(f"{self.name} must have no hooks, which may change the loss.")
+        output, target = predict(model, batch, self.name)
+        outputs, targets = self._checked(output_tensors(output), target)
+        # sums are divided by this measure's own counts, so any reduction may be taken as the mean
+        options = {**self.options, "reduction": "mean"}
+        loss = self._loss.function(*self._loss.arguments(outputs, targets), **options)
+        return loss, outputs, targets
 
     def _checked(self, outputs: tuple[Any, ...], target: Any) -> tuple[Any, Any]:
         """Refuse numbers of tensors that torch would take for options: a silently wrong loss."""
@@ -300,6 +330,18 @@ class _WeightedMeasure(Measure):
             metrics[name] = (as_exact(number) * count, count)
         return Terms(loss, count, metrics)
 
+    def _parts(self, value: Any, output: Any = None, target: Any = None) -> Parts:
+        """Take a 0-d mean, and the output and target if each is one tensor."""
+        if self._weighting.reduction != "mean":
+            raise LossError(
+                f'{self.name} must have reduction="mean", got {self._weighting.reduction!r}.'
+            )
+        if not isinstance(value, Tensor) or value.ndim:
+            raise LossError(f"{self.name} must return nothing but a 0-d tensor, got {_got(value)}.")
+        if isinstance(output, Tensor) and isinstance(target, Tensor):
+            return value, (output,), (target,)
+        return value, (), ()
+
 
 class _CriterionMeasure(_WeightedMeasure):
     """A criterion module of the user's own: ``criterion(model(*inputs), target)``."""
@@ -328,6 +370,11 @@ class _CriterionMeasure(_WeightedMeasure):
         value = self._criterion(unwrap_logits(output), target)
         return self._finish(value, batch, target, self._measured(output, target, batch))
 
+    def captured(self, model: nn.Module, batch: Batch) -> Parts:
+        output, target = predict(model, batch, self.name)
+        logits = unwrap_logits(output)
+        return self._parts(self._criterion(logits, target), logits, target)
+
     def _identity(self) -> dict[str, JSON]:
         described = of_module(self._criterion, self._shared)
         return {"criterion": described, **self._weighting.identity}
@@ -345,6 +392,9 @@ class _FunctionMeasure(_WeightedMeasure):
     def _terms(self, model: nn.Module, batch: Batch) -> Terms:
         return self._finish(self._function(model, batch), batch, labels_of(batch), {})
 
+    def captured(self, model: nn.Module, batch: Batch) -> Parts:
+        return self._parts(self._function(model, batch))
+
     def _identity(self) -> dict[str, JSON]:
         return {"function": of_callable(self._function), **self._weighting.identity}
 
@@ -358,6 +408,17 @@ class _ModelMeasure(_WeightedMeasure):
         super().__init__("the model's .loss", weighting, metrics)
 
     def _terms(self, model: nn.Module, batch: Batch) -> Terms:
+        output, loss = self._called(model, batch)
+        labels = labels_of(batch)
+        measured = self._measured(output, labels, batch) if self.metrics else {}
+        return self._finish(loss, batch, labels, measured)
+
+    def captured(self, model: nn.Module, batch: Batch) -> Parts:
+        output, loss = self._called(model, batch)
+        return self._parts(loss, unwrap_logits(output), labels_of(batch))
+
+    def _called(self, model: nn.Module, batch: Batch) -> tuple[Any, Any]:
+        """Call the model; return its output, and the loss that the output carries."""
         output = call_model(model, batch)
         loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if loss is None:
@@ -365,9 +426,7 @@ class _ModelMeasure(_WeightedMeasure):
                 "With `loss=None` the model must return an object with `.loss`, got "
                 f"{_got(output)} for the batch {describe(batch)}; are labels missing?"
             )
-        labels = labels_of(batch)
-        measured = self._measured(output, labels, batch) if self.metrics else {}
-        return self._finish(loss, batch, labels, measured)
+        return output, loss
 
     def _identity(self) -> dict[str, JSON]:
         return {"model": "loss", **self._weighting.identity}
@@ -480,6 +539,11 @@ def _torch_measure(
             )
         options = {**options, "reduction": reduction}
     return _TorchMeasure(torch_loss, options, criterion, metrics)
+
+
+def _is_hooked(criterion: nn.Module | None) -> bool:
+    """Whether somebody sees what a criterion is called with."""
+    return criterion is not None and bool(criterion._forward_hooks or criterion._forward_pre_hooks)
 
 
 def _is_integer(tensor: Tensor) -> bool:

@@ -22,6 +22,23 @@ _TOP_K = 5
 
 
 @dataclass(frozen=True)
+class Rule:
+    """How a built-in metric counts.
+
+    Attributes:
+        name: ``"accuracy"``, ``"error"`` or ``"top5"``.
+        decision: How outputs become decisions; see `resolve_metrics`.
+        ignore_index: Targets that do not count.
+        shifted: Whether the target of position t is predicted at position t - 1.
+    """
+
+    name: str
+    decision: str
+    ignore_index: int
+    shifted: bool
+
+
+@dataclass(frozen=True)
 class Metric:
     """One column of a result beside the loss.
 
@@ -29,13 +46,18 @@ class Metric:
         name: Name of the column.
         compute: From (output, target, batch) to (sum, count), both 0-d.
         identity: What the fingerprint of a run hashes.
-        built_in: Whether it is one of ours.
+        rule: How it counts, if it is one of ours.
     """
 
     name: str
     compute: Callable[[Any, Any, Batch], tuple[Tensor, Count]]
     identity: JSON
-    built_in: bool
+    rule: Rule | None = None
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it is one of ours."""
+        return self.rule is not None
 
 
 def resolve_metrics(
@@ -105,7 +127,7 @@ def _custom(name: str, function: Any) -> Metric:
     def compute(output: Any, target: Any, batch: Batch) -> tuple[Tensor, Count]:
         return _sum_and_count(name, function(output, batch))
 
-    return Metric(name, compute, of_callable(function), built_in=False)
+    return Metric(name, compute, of_callable(function))
 
 
 def _sum_and_count(name: str, value: Any) -> tuple[Tensor, Count]:
@@ -163,7 +185,7 @@ def _built_in(name: str, decision: str | None, ignore_index: int, shifted: bool)
         count = correct.numel() if count is None else count
         return (count - right if name == "error" else right), count
 
-    return Metric(name, compute, name, built_in=True)
+    return Metric(name, compute, name, Rule(name, decision, ignore_index, shifted))
 
 
 def _labels(

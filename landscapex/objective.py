@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from landscapex import batches, losses
 from landscapex.batches import FrozenBatches
 from landscapex.determinism import name_culprit
+from landscapex.engine.choice import Choice, Region, choose
+from landscapex.engine.compiled import PlanCache
 from landscapex.engine.eager import BN_MODES, EagerEngine, Stop, batch_norms, check_precision
 from landscapex.errors import (
     ArgumentError,
@@ -121,6 +123,7 @@ class Objective:
         )
         self._data = {"data": data, **(datasets or {})}
         self._frozen: dict[str, FrozenBatches] | None = None
+        self._plans = PlanCache()
         self._cache, self._batch_size = cache, batch_size
         self.weight_decay, self.bn, self.precision = float(weight_decay), bn, precision
         self.check, self.allow_nonfinite = check, allow_nonfinite
@@ -260,7 +263,8 @@ class Session:
 
     Attributes:
         center: Flat ``(P,)``; not to be written.
-        engine: What evaluates.
+        engine: What evaluates the model where it stands.
+        choice: What evaluates grid points, and why.
     """
 
     def __init__(
@@ -270,6 +274,7 @@ class Session:
         self.snapshot = snapshot
         self.engine = engine
         self.space = engine.space
+        self.choice = Choice("eager", "it serves every model")
         self.closed = False
         self.center = snapshot.center
         if center is not None:
@@ -304,7 +309,36 @@ class Session:
     ) -> np.ndarray:
         """Values ``(G, M)`` at coordinates ``(G, K)`` along ``(K, P)`` directions."""
         self._require_open()
-        return self.engine.losses(self.snapshot, self.center, directions, points, stop)
+        compiled = self.choice.compiled
+        if compiled is None or not compiled.serves(directions):
+            return self.engine.losses(self.snapshot, self.center, directions, points, stop)
+        values = compiled.losses(points, stop)
+        # sums of transformed tiles (Winograd) may be NaN where the model overflows to infinity
+        for i in np.flatnonzero(~np.isfinite(values).all(axis=1)):
+            values[i] = self.engine.losses(
+                self.snapshot, self.center, directions, points[i : i + 1], None
+            )[0]
+        return values
+
+    def choose_engine(
+        self, directions: Tensor, region: Region, center: list[float], *, wanted: str = "auto"
+    ) -> None:
+        """Decide what evaluates the points of a run; the model stands at the centre.
+
+        Args:
+            directions: ``(K, P)``.
+            region: Where the points lie.
+            center: `values` there.
+            wanted: ``"auto"``, ``"eager"`` or ``"compiled"``.
+
+        Raises:
+            CaptureError: If ``"compiled"`` is wanted and cannot be had.
+        """
+        self._require_open()
+        self.choice = choose(
+            wanted, self.engine, self.snapshot, self.center, directions, region, center,
+            self.objective._plans,
+        )  # fmt: skip
 
     def checked_center(self, stop: Stop | None = None) -> list[float]:
         """Values at the centre, evaluated twice unless the objective says ``check=False``.

@@ -63,7 +63,7 @@ def describe_run(
         "cosines": directions.cosine().tolist(),
         "seed": directions.axes[0].seed,
         **about,
-        "engine": {"name": session.engine.name, "why": "it serves every model"},
+        "engine": {"name": session.choice.name, "why": session.choice.why},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -77,6 +77,7 @@ def describe_run(
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "native": _lib.native,
+        "engine": session.choice.name,
         "batches": {name: list(_layout(f.sizes)) for name, f in session.engine.data.items()},
     }
     return RunHeader(

@@ -28,6 +28,9 @@ Count: TypeAlias = Tensor | float  # a 0-d tensor on the device of the batch, or
 Tensors: TypeAlias = tuple[Any, ...]
 Options: TypeAlias = Mapping[str, Any]
 
+_REGISTER = {"AVX512": 64, "AVX2": 32}.get(torch.backends.cpu.get_cpu_capability(), 16)  # bytes
+_ROWS = 128  # from which on it pays to turn a table on its side
+
 
 class IdentityCache:
     """Values that depend on one tensor only, kept while that very tensor lives unchanged."""
@@ -95,6 +98,38 @@ def as_exact(number: Tensor | float) -> Tensor:
     if isinstance(number, Tensor):
         return sum_exactly(number.detach())
     return torch.tensor(number, dtype=torch.float64 if isinstance(number, float) else torch.int64)
+
+
+def scores_in_columns(scores: Any, labels: Tensor) -> tuple[Any, Tensor]:
+    """Turn a table of scores for `cross_entropy` on its side, where torch is faster so.
+
+    On the CPU, torch's softmax works number by number over rows shorter than a register, but on a
+    whole register of neighbours over columns: seven times as fast for 1,500 rows of 10 classes.
+
+    Args:
+        scores: ``(N, C)``.
+        labels: ``(N,)``.
+
+    Returns:
+        The same table as one sample of many positions, ``(1, C, N)`` and ``(1, N)``, which has the
+        same mean and sum; or what was given, where that is as fast.
+
+    Example:
+        >>> scores, labels = scores_in_columns(torch.zeros(200, 3), torch.zeros(200).long())
+        >>> scores.shape, labels.shape
+        (torch.Size([1, 3, 200]), torch.Size([1, 200]))
+    """
+    if (
+        isinstance(scores, Tensor)
+        and (scores.ndim, labels.ndim) == (2, 1)
+        and scores.is_cpu
+        and not scores.requires_grad
+        and scores.dtype in (torch.float32, torch.float64)
+        and scores.shape[1] * scores.itemsize < _REGISTER
+        and scores.shape[0] == len(labels) >= _ROWS
+    ):
+        return scores.t()[None], labels[None]
+    return scores, labels
 
 
 def unwrap_logits(output: Any) -> Any:

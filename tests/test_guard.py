@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -245,6 +246,12 @@ def write_data(model):
     next(model.parameters()).data.add_(1.0)
 
 
+def assign_data(model):
+    """Other memory under the same parameter: no counter moves either."""
+    parameter = next(model.parameters())
+    parameter.data = parameter.data + 1.0
+
+
 def replace(model):
     model[0].weight = nn.Parameter(torch.zeros_like(model[0].weight))
 
@@ -255,7 +262,7 @@ def step_elsewhere(model):
     thread.join()
 
 
-CHANGES = [step, write_data, replace, step_elsewhere]
+CHANGES = [step, write_data, assign_data, replace, step_elsewhere]
 
 
 def mse(model, batch):
@@ -319,6 +326,52 @@ def test_fault_27_parameters_that_do_not_move_must_not_change_either():
         lx.surface(objective, points=6, progress=False, callback=callback)
     after = reference.everything(model)
     assert reference.changes(before, after) == ["tensor 2.weight"]
+
+
+def test_fault_27_memory_of_parameters_that_do_not_move_must_not_be_exchanged():
+    model = models.mlp(3, 4, 1)
+    objective = lx.Objective(model, BATCH, mse, params="0.*")
+    before = reference.everything(model)
+
+    def callback(progress):
+        model[2].weight.data = model[2].weight.data + 1.0
+
+    with pytest.raises(ModelChangedError, match=r"2\.weight was written to"):
+        lx.surface(objective, points=6, progress=False, callback=callback)
+    assert reference.changes(before, reference.everything(model)) == []
+
+
+def test_fault_27_a_parameter_of_any_layout_and_dtype_that_changed_is_named():
+    """Contents are compared in runs of equal dtypes; the name is that of the entry."""
+    model = kitchen()
+    space = ParameterSpace(model)
+    names = [e.name for e in space.entries]
+    directions = torch.randn(1, space.size)
+    for name in names:
+        with (
+            pytest.raises(ModelChangedError, match=re.escape(f"but {name} was written to")),
+            exclusive(space) as snapshot,
+        ):
+            snapshot.move(snapshot.center, directions, [0.5])
+            snapshot.check_unchanged(contents=True)  # its own writes are none
+            p = dict(model.named_parameters())[name]
+            p.data.view(-1)[-1:].neg_() if p.is_contiguous() else p.data[-1, -1, -1, -1:].neg_()
+            snapshot.check_unchanged(contents=True)
+
+
+def test_fault_27_a_parameter_that_got_another_shape_is_an_error():
+    """Also one that is written by way of a copy, which has no place for the next point."""
+    model = kitchen()
+    before = reference.everything(model)
+
+    def meddle():
+        with exclusive(ParameterSpace(model)) as snapshot:
+            model.conv.weight.data = torch.zeros(2, 5)
+            snapshot.move(snapshot.center, torch.zeros(1, snapshot.space.size), [0.5])
+
+    with pytest.raises(ModelChangedError, match=r"conv\.weight was written to"):
+        meddle()
+    assert reference.changes(before, reference.everything(model)) == []
 
 
 # --- One user at a time --------------------------------------------------------------------------

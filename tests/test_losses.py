@@ -21,7 +21,7 @@ from landscapex.errors import (
     LossError,
 )
 from landscapex.losses import Terms, Totals, resolve
-from landscapex.reductions import TORCH_LOSSES
+from landscapex.reductions import TORCH_LOSSES, scores_in_columns
 
 # torch announces that its "mean" of kl_div will change; the literal reference will tell.
 pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss")
@@ -408,6 +408,61 @@ def test_counts_are_kept_per_target_and_follow_changes_in_place():
     assert float(weighted(Pass(), batch).weight) == 2 * (N - 3)
     del batch, target
     assert len(measure._counts._entries) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ignore_index": 1},
+        {"weight": torch.tensor([0.5, 2.0, 0.25])},
+        {"label_smoothing": 0.1, "weight": torch.tensor([0.5, 2.0, 0.25])},
+        {"reduction": "sum"},
+        {"reduction": "none"},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [127, 128, 500])
+def test_cross_entropy_of_short_rows_is_computed_over_columns(options, dtype, rows):
+    """Against torch row by row in float64, also where the loss is infinite or NaN."""
+    generator = torch.Generator().manual_seed(rows)
+    scores = torch.randn(rows, 3, generator=generator, dtype=dtype) * 5
+    labels = torch.randint(3, (rows,), generator=generator)
+    if "weight" in options:
+        options = {**options, "weight": options["weight"].to(dtype)}
+    exact = {key: v.double() if isinstance(v, torch.Tensor) else v for key, v in options.items()}
+    loss = functools.partial(F.cross_entropy, **options)
+    for bad in (0.0, 1e30, math.inf, -math.inf, math.nan):
+        scores[7, 1], labels[7] = bad, 0
+        exact["reduction"] = options.get("reduction", "mean")
+        expected = F.cross_entropy(scores.double(), labels, **exact)
+        terms = resolve(loss, model=Pass())(Pass(), (scores, labels))
+        if exact["reduction"] != "mean":
+            expected = expected.sum() / rows
+        tolerance = 1e-6 if dtype == torch.float32 else 1e-14
+        assert terms.loss.item() == pytest.approx(expected.item(), rel=tolerance, nan_ok=True)
+
+
+def test_scores_are_turned_only_where_that_is_faster_and_nobody_sees_it():
+    table, labels = torch.zeros(200, 3), torch.zeros(200).long()
+    turned, flat = scores_in_columns(table, labels)
+    assert (turned.shape, flat.shape) == ((1, 3, 200), (1, 200))
+    assert turned.data_ptr() == table.data_ptr()  # a view, no copy
+    for same in (
+        table[:127],
+        table[:, :1].expand(-1, 16),
+        table.half(),
+        table.clone().requires_grad_(),
+        table[:, :, None],
+    ):
+        assert scores_in_columns(same, labels[: len(same)])[0] is same
+    assert scores_in_columns(table, labels[:199])[0] is table  # torch says what is wrong
+    seen = []
+    criterion = nn.CrossEntropyLoss()
+    criterion.register_forward_pre_hook(lambda module, given: seen.append(given[0].shape))
+    resolve(criterion, model=Pass())(Pass(), (table, labels))
+    assert seen == [table.shape]
 
 
 def test_gradient_flows_through_the_loss_and_survives_an_ignored_batch():

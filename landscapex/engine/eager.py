@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from landscapex.batches import FrozenBatches
+from landscapex.engine.layout import Layout, choose_layout
 from landscapex.errors import ArgumentError, EmptyDataError, LossError
 from landscapex.grid import AXIS_NAMES
 from landscapex.guard import Snapshot, common_draws
@@ -52,6 +53,9 @@ class EagerEngine:
         weight_decay: Adds ``weight_decay / 2 * ||theta||^2`` over the chosen parameters to
             ``loss``.
         common_seed: Seed the global generators alike before each point.
+
+    Attributes:
+        layout: How the losses see the data; that of the user until `arrange` is called.
     """
 
     name = "eager"
@@ -70,6 +74,8 @@ class EagerEngine:
         self.space = space
         self.measure = measure
         self.data = dict(data)
+        self.layout = Layout()
+        self._laid_out = self.data
         self.bn = bn
         self.precision = precision
         self.weight_decay = weight_decay
@@ -79,6 +85,25 @@ class EagerEngine:
         trained = {id(m) for m in self._norms} if bn == "batch" else set()
         self._flags = [(m, id(m) in trained) for m in space.model.modules()]
         self._grad_mode: Callable[[], contextlib.AbstractContextManager[Any]] = torch.no_grad
+
+    def arrange(self, layout: Layout | None = None) -> Layout:
+        """Lay the data out for the processor; gradients, which keep activations, see them as given.
+
+        Args:
+            layout: As another engine of this model and these data had it; None chooses one by a
+                rule, with a few samples.
+
+        Returns:
+            The layout.
+        """
+        if layout is None:
+            layout = Layout()
+            if self.bn == "eval" or not self._norms:
+                with self._draws(), torch.no_grad(), self._mode():
+                    layout = choose_layout(self.space.model, self.measure, self.data)
+        self.layout = layout
+        self._laid_out = {name: layout.apply(batches) for name, batches in self.data.items()}
+        return layout
 
     def losses(
         self,
@@ -143,7 +168,7 @@ class EagerEngine:
         values: list[float] = []
         names: list[str] = []
         with self._draws(), self._grad_mode(), self._mode():
-            for name, batches in self.data.items():
+            for name, batches in self._laid_out.items():
                 totals = Totals()
                 for terms in self._terms(batches, name, stop):
                     totals.add(terms)

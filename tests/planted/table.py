@@ -465,13 +465,13 @@ FAULTS = [
     ),
     Planted(
         "fault 27", "a training step goes unseen", "landscapex/guard.py",
-        "            if mine != now:\n",
-        "            if False:\n",
+        "        if versions != self._written:\n",
+        "        if False:\n",
         GUARD + "test_fault_27_parameters_that_do_not_move_must_not_change_either",
     ),
     Planted(
         "fault 27", "writes to .data go unseen", "landscapex/guard.py",
-        "            if not _same_bits(found, expected):\n",
+        "            if not torch.equal(live_run, right):\n",
         "            if False:\n",
         GUARD + "test_fault_27_a_model_changed_by_its_loss_is_an_error",
     ),

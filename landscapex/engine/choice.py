@@ -1,0 +1,137 @@
+"""Which engine evaluates a run, and why."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from landscapex.engine.compiled import CompiledEngine, PlanCache, compile_engine, refuse
+from landscapex.engine.eager import EagerEngine
+from landscapex.engine.plan import NotCapturedError
+from landscapex.engine.validation import LOSS, check_points, validate
+from landscapex.errors import CaptureError
+from landscapex.guard import Snapshot
+
+ENGINES = ("auto", "eager", "compiled")
+# A run that is over sooner than a model is captured stays on the eager engine. The rule counts
+# and does not time: the same run takes the same engine on every machine.
+_WORTH_WHILE = 2e9  # multiply-adds, about
+_PER_POINT = 5e5  # as many take as long as the calls of one point
+_FEW_SAMPLES = 1e-3  # of an accuracy: scores that are equal but for rounding may change places
+
+log = logging.getLogger("landscapex")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine of a run.
+
+    Attributes:
+        name: ``"compiled"`` or ``"eager"``.
+        why: In words.
+        compiled: The engine; None if the run is eager.
+    """
+
+    name: str
+    why: str
+    compiled: CompiledEngine | None = None
+
+
+@dataclass(frozen=True)
+class Region:
+    """What is to be computed.
+
+    Attributes:
+        low: Smallest coordinates, ``[K]``.
+        high: Largest.
+        points: How many.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    points: int
+
+
+def choose(
+    wanted: str,
+    eager: EagerEngine,
+    snapshot: Snapshot,
+    center: Tensor,
+    directions: Tensor,
+    region: Region,
+    values: list[float],
+    plans: PlanCache,
+) -> Choice:
+    """Compile the model if that is wanted and can be done.
+
+    Args:
+        wanted: One of `ENGINES`.
+        eager: Of the session; the model stands at the centre.
+        snapshot: Of the session.
+        center: ``(P,)``.
+        directions: ``(K, P)``.
+        region: Of the run.
+        values: Of the eager engine at the centre.
+        plans: Of the objective.
+
+    Returns:
+        The choice.
+
+    Raises:
+        CaptureError: If ``"compiled"`` is wanted and cannot be had.
+    """
+    if wanted == "eager":
+        return Choice("eager", "asked for")
+    if wanted == "auto" and _work(eager, region) < _WORTH_WHILE:
+        return Choice("eager", "a run this small is over before a model is captured")
+    try:
+        refuse(eager)
+        compiled = _checked(eager, snapshot, center, directions, region, values, plans)
+    except NotCapturedError as reason:
+        if wanted == "compiled":
+            raise CaptureError(
+                f"`engine='compiled'` must have a model that can be captured, got: {reason}."
+            ) from None
+        log.info("the model runs on the eager engine: %s", reason)
+        return Choice("eager", str(reason))
+    return Choice("compiled", "captured, and equal to the model where they were compared", compiled)
+
+
+def _work(eager: EagerEngine, region: Region) -> float:
+    samples = sum(batches.num_samples for batches in eager.data.values())
+    return region.points * (_PER_POINT + samples * eager.space.size)
+
+
+def _checked(
+    eager: EagerEngine,
+    snapshot: Snapshot,
+    center: Tensor,
+    directions: Tensor,
+    region: Region,
+    values: list[float],
+    plans: PlanCache,
+) -> CompiledEngine:
+    points = check_points(region.low, region.high)
+    while True:
+        compiled = compile_engine(eager, center, directions, plans)
+        try:
+            validate(compiled, snapshot, center, directions, points)
+            _compare_center(compiled, eager, values)
+        except NotCapturedError:
+            # a plan from before may have become wrong in ways that its tensors do not show
+            if plans.reused and plans.forget():
+                continue
+            raise
+        return compiled
+
+
+def _compare_center(compiled: CompiledEngine, eager: EagerEngine, values: list[float]) -> None:
+    """All data, and all metrics."""
+    found = compiled.losses(np.zeros((1, compiled.num_directions)))[0]
+    for name, a, b in zip(eager.columns or (), found, values, strict=True):
+        same = a == b or (a != a and b != b) or abs(a - b) <= LOSS * abs(b)
+        if not (same or (name != "loss" and abs(a - b) <= _FEW_SAMPLES)):
+            raise NotCapturedError(f"the program gives another {name} at the centre: {a!r}, {b!r}")

@@ -1,0 +1,1 @@
+"""From a captured model to a grid program: see `lower.lower`."""

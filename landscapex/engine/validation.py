@@ -1,0 +1,185 @@
+"""No program is trusted before it has given what the model itself gives.
+
+The comparison runs on real batches, cut to sizes that no export has seen, at the centre and at
+points of the region to be computed, where every direction has moved the parameters: a forgotten
+alias or a frozen slot is invisible at the centre.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from landscapex._batch import Batch, map_leaves, tensor_leaves
+from landscapex.engine.capture import form_of
+from landscapex.engine.compiled import Captured, CompiledEngine, threads
+from landscapex.engine.eager import EagerEngine
+from landscapex.engine.packing import pack_samples, per_sample
+from landscapex.engine.plan import NotCapturedError
+from landscapex.guard import Snapshot
+
+SIZES = (11, 5)  # samples of the two batches that are compared
+POINTS = 4  # besides the centre
+EXACT = 4e-6  # relative to the largest output, against the model in float64: room for Winograd
+LOSS = 1e-5  # relative; small losses of large outputs have fewer digits than these
+AS_EAGER = 4.0  # or as many times the error of the eager model
+LOOSE = 1e-5  # against the eager model, where it cannot run in float64
+_SEED = 0x5EED
+
+
+def check_points(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Where programs are compared: the centre, and points drawn in a box.
+
+    Args:
+        low: ``[K]``.
+        high: ``[K]``.
+
+    Returns:
+        ``[1 + POINTS, K]``; every coordinate of the others is non-zero.
+    """
+    drawn = np.random.default_rng(_SEED).uniform(low, high, (POINTS, len(low)))
+    drawn[drawn == 0] = 0.5
+    return np.concatenate([np.zeros((1, len(low))), drawn])
+
+
+def validate(
+    engine: CompiledEngine,
+    snapshot: Snapshot,
+    center: Tensor,
+    directions: Tensor,
+    points: np.ndarray,
+) -> None:
+    """Compare a compiled engine with the model, and leave the model at the centre.
+
+    Args:
+        engine: To be checked.
+        snapshot: Of the model.
+        center: ``(P,)``.
+        directions: ``(K, P)``.
+        points: ``[n, K]``; see `check_points`.
+
+    Raises:
+        NotCapturedError: If they differ; says where and by how much.
+    """
+    eager = engine.eager
+    try:
+        double: nn.Module | None = copy.deepcopy(eager.space.model).double()
+    except Exception:  # whatever the user's module does when it is copied
+        double = None
+    try:
+        for captured, batch in _samples(engine):
+            compared = _program_values(engine, captured, batch, points)
+            for g, coordinates in enumerate(points.tolist()):
+                snapshot.move(center, directions, coordinates)
+                _compare(captured, eager, double, batch, compared[g], coordinates)
+    finally:
+        snapshot.move(center, directions[:0], [])
+
+
+def _samples(engine: CompiledEngine) -> Iterator[tuple[Captured, Batch]]:
+    """Cut batches of every form."""
+    seen: set[int] = set()
+    for data, batches in zip(engine.data, engine.eager.data.values(), strict=True):
+        for share in data.shares:
+            if id(share.captured) in seen:
+                continue
+            seen.add(id(share.captured))
+            of_form = [b for b in batches if form_of(b) == share.form]
+            for batch, size in zip((of_form[0], of_form[-1]), SIZES, strict=True):
+                yield share.captured, _cut(batch, size)
+
+
+def _cut(batch: Batch, size: int) -> Batch:
+    count = next(tensor_leaves(batch)).shape[0]
+
+    def cut(leaf: object) -> object:
+        sampled = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == count
+        return leaf[:size] if sampled else leaf  # type: ignore[index]
+
+    return map_leaves(batch, cut)
+
+
+def _program_values(
+    engine: CompiledEngine, captured: Captured, batch: Batch, points: np.ndarray
+) -> np.ndarray:
+    """``[G, samples, entries]`` of the model's output; the loss of each sample group is added."""
+    computed = captured.computed(batch)
+    tiles = pack_samples(captured.lowered, captured.plan.values, [[computed]], 16)
+    sums, values = captured.program(16).run(
+        tiles.valid, tiles.owner, list(tiles.inputs), points, engine.weights(captured, points),
+        threads(), with_values=True,
+    )  # fmt: skip
+    divisors = captured.divisors([computed], int(tiles.valid.sum()))
+    loss = captured.mean_loss(sums[0], divisors)
+    # [tiles, G, entries, lanes] -> [G, samples, entries]
+    lanes = values.transpose(1, 0, 3, 2).reshape(len(points), -1, values.shape[2])
+    outputs = lanes[:, : tiles.valid.sum()].reshape(len(points), -1)
+    return np.concatenate([outputs, loss[:, None]], axis=1)
+
+
+def _compare(
+    captured: Captured,
+    eager: EagerEngine,
+    double: nn.Module | None,
+    batch: Batch,
+    found: np.ndarray,
+    coordinates: list[float],
+) -> None:
+    single = _eager_values(captured, eager, eager.space.model, batch)
+    exact = None
+    if double is not None:
+        source = dict(eager.space.model.named_parameters())
+        with torch.no_grad():
+            for name, p in double.named_parameters():
+                p.copy_(source[name])
+        wide = map_leaves(batch, _widened)
+        try:
+            exact = _eager_values(captured, eager, double, wide)
+        except Exception:  # a module that fixes a dtype inside
+            exact = None
+    reference = single if exact is None else exact
+    # the last number is the loss, which has a size of its own
+    for part, what, tight in ((slice(0, -1), "output", EXACT), (slice(-1, None), "loss", LOSS)):
+        limit = LOOSE
+        if exact is not None:
+            limit = max(tight, AS_EAGER * _distance(single[part], exact[part]))
+        distance = _distance(found[part].astype(np.float64), reference[part])
+        if not distance <= limit:
+            at = ", ".join(f"{c:.3g}" for c in coordinates)
+            raise NotCapturedError(
+                f"the program gives another {what} than the model: {distance:.1e} off at ({at}), "
+                f"{limit:.1e} allowed; are the samples of a batch coupled?"
+            )
+
+
+def _eager_values(
+    captured: Captured, eager: EagerEngine, model: nn.Module, batch: Batch
+) -> np.ndarray:
+    with eager._grad_mode(), eager._mode():
+        loss, outputs, _ = eager.measure.captured(model, batch)
+    parts = []
+    if outputs and captured.lowered.program.outputs:
+        value = captured.plan.values[captured.plan.outputs[1]]
+        parts.append(per_sample(outputs[0].detach(), value).reshape(-1))
+    parts.append(loss.detach().reshape(1).numpy())
+    return np.concatenate(parts).astype(np.float64)
+
+
+def _widened(leaf: object) -> object:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.dtype == torch.float32 else leaf
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Largest difference, relative to the largest number; infinite if others are not finite."""
+    finite = np.isfinite(b)
+    same = np.array_equal(a[~finite], b[~finite].astype(a.dtype), equal_nan=True)
+    if not same or not np.isfinite(a[finite]).all():
+        return np.inf
+    if not finite.any():
+        return 0.0
+    scale = np.abs(b[finite]).max()
+    return float(np.abs(a[finite] - b[finite]).max() / max(scale, np.finfo(np.float32).tiny))
