@@ -33,7 +33,7 @@ check: .venv/installed .venv/checkers .venv/data
 	@if command -v nvcc > /dev/null; then $(BIN)/python tests/native/compile_matrix.py; \
 	else echo "There is no nvcc: CUDA kernels were not compiled for the architectures."; fi
 
-# Some 25 minutes on two cores; `pytest benchmarks -k quick` takes the smallest sizes.
+# Writes benchmarks/RESULTS.md; `pytest benchmarks -k quick` takes the smallest sizes instead.
 bench: .venv/installed .venv/checkers .venv/data
 	mkdir -p benchmarks/out
 	$(PYTEST) benchmarks -k "not quick" --benchmark-only \

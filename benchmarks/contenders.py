@@ -89,14 +89,14 @@ def _mark(points: int) -> np.ndarray:
 
 
 @functools.cache
-def best_engine(workload: Workload, precision: str) -> str:
-    """The compiled engine where it can be had, with an Objective that nobody uses again."""
-    trial = Landscapex(workload, workload.rectangle((2, 2)), engine="compiled", precision=precision)
+def best_engine(workload: Workload, precision: str) -> tuple[str, str]:
+    """The compiled engine, or why it cannot be had; tried with an Objective that is used once."""
+    plane = workload.rectangle((2, 2))
     try:
-        trial()
-    except lx.errors.LandscapexError:
-        return "auto"
-    return "compiled"
+        Landscapex(workload, plane, engine="compiled", precision=precision)()
+    except lx.errors.CaptureError as reason:
+        return "eager", str(reason).partition(", got: ")[2].rstrip(".")
+    return "compiled", ""
 
 
 def _landscapex(
@@ -108,13 +108,18 @@ def _landscapex(
     return Contender(plane, made, lambda: f"{made.used} engine", close)
 
 
+def _best_landscapex(workload: Workload, precision: str) -> Contender:
+    engine, why = best_engine(workload, precision)
+    made = _landscapex(workload, getattr(workload.size, engine), engine, precision)
+    return replace(made, about=lambda: f"{engine} engine: {why}") if why else made
+
+
 def ours(workload: Workload) -> Contender:
-    return _landscapex(workload, workload.size.compiled, best_engine(workload, "model"))
+    return _best_landscapex(workload, "model")
 
 
 def ours_bf16(workload: Workload) -> Contender:
-    engine = best_engine(workload, "bf16")
-    return _landscapex(workload, workload.size.compiled, engine, "bf16")
+    return _best_landscapex(workload, "bf16")
 
 
 def ours_eager(workload: Workload) -> Contender:

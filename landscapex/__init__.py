@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from landscapex.evaluate import line as line
     from landscapex.evaluate import surface as surface
     from landscapex.evaluate import volume as volume
+    from landscapex.explanation import explain as explain
     from landscapex.objective import Objective as Objective
     from landscapex.results import Surface as Surface
     from landscapex.results import merge as merge
@@ -34,6 +35,7 @@ _TABLE = {
     "doctor": "_doctor:doctor",
     "errors": "errors",
     "examples": "examples",
+    "explain": "explanation:explain",
     "line": "evaluate:line",
     "merge": "results:merge",
     "open": "results:open",
@@ -51,6 +53,7 @@ __all__ = [
     "doctor",
     "errors",
     "examples",
+    "explain",
     "line",
     "merge",
     "open",

@@ -68,7 +68,15 @@ class DeviceError(LandscapexError, RuntimeError):
 
 
 class CaptureError(LandscapexError, RuntimeError):
-    """A model cannot be captured for the compiled engine, which was asked for."""
+    """A model cannot be captured for the compiled engine, which was asked for.
+
+    Attributes:
+        reason: Why not.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ResumeMismatchError(LandscapexError, ValueError):

@@ -9,6 +9,7 @@ import torch
 from architecture_case import architecture, itself, labelled, targeted
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 
 @architecture(labelled(6))
@@ -125,6 +126,13 @@ class Softmaxes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         outputs = torch.stack([expert(x).tanh() for expert in self.experts], 1)
         return (self.gates(x).softmax(1)[..., None] * outputs).sum(1)
+
+
+@architecture(labelled(6))
+def spectral_norm() -> nn.Module:
+    return nn.Sequential(
+        parametrizations.spectral_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 4)
+    )
 
 
 @architecture(labelled(6))

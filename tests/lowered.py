@@ -144,6 +144,14 @@ def check(
     """Assert that a lowered model computes at a moved point what its graph does by torch."""
     plan = plan_of(model, batch, loss, moving)
     lowered = lower(plan, share=share, simplify=simplify)
+    compare(plan, lowered, batch, seed=seed, tolerance=tolerance)
+    return lowered
+
+
+def compare(
+    plan: Plan, lowered: Lowered, batch: Any, *, seed: int = 0, tolerance: float = 1e-9
+) -> None:
+    """Assert the same of a plan and its program, with AFFINE values from their sets and without."""
     deltas = moved(plan, seed)
     names = list(plan.outputs[:2])
     expected = evaluate_part(plan, names, environment(plan, batch, deltas))
@@ -157,4 +165,3 @@ def check(
         axis, rows = plan.values[names[1]].shape.index(None), plan.values[names[1]].rows[0]
         logits = value.unflatten(axis, (-1, rows)).movedim(axis, 0).flatten(1).numpy()
         np.testing.assert_allclose(result.outputs[0], logits, rtol=tolerance, atol=tolerance)
-    return lowered

@@ -71,7 +71,7 @@ def case(*rows: tuple[Any, ...], name: str = "") -> Callable[[Callable[..., Step
 
     def register(make: Callable[..., StepCase]) -> Callable[..., StepCase]:
         for row in rows or ((),):
-            full = "-".join([name or make.__name__, *(str(x) for x in row[:1])])
+            full = "-".join([name or make.__name__, *(str(x) for x in row[:1])]).replace(" ", "+")
             assert full not in CASES
             CASES[full] = functools.partial(_made, full, make, row)
         return make

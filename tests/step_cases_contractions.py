@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from step_builder import Builder, Shape, StepCase, case, padded, rows, steps_from
+import torch
+from step_builder import Array, Builder, Shape, StepCase, case, padded, rows, steps_from
+from torch import Tensor
 from torch.nn import functional as F
 
 from landscapex.engine.steps import (
@@ -73,30 +75,51 @@ def convolution(b: Builder, _: str, shape: Shape) -> StepCase:
     )  # fmt: skip
 
 
-@case(("grouped",), ("3x3",), name="epilogue")
-def epilogue(b: Builder, kind: str) -> StepCase:
-    """Bias, scale, shift, a residual that lies elsewhere, then GELU."""
+EPILOGUES = ("bias scale shift residual", "bias", "scale", "shift", "residual", "shift residual")
+
+
+def epilogue(
+    b: Builder, parts: str, y: Tensor, residual: int, at: Array
+) -> tuple[dict[str, int], Tensor]:
+    """Random weights for some of the parts, and what they make of ``y [samples, channels, n]``.
+
+    The residual of an output lies at ``at[channel, n]`` of a buffer.
+    """
+    channels = y.shape[1]
+    numbers: dict[str, int] = {}
+    values = {"bias": torch.zeros(channels), "scale": torch.ones(channels)}
+    values["shift"] = values["bias"]
+    for part in parts.split() if parts != "plain" else ():
+        if part == "residual":
+            numbers[part] = residual
+        else:
+            numbers[part], values[part] = b.weight(channels)
+    y = values["scale"][:, None] * (y + values["bias"][:, None]) + values["shift"][:, None]
+    return numbers, y + rows(b, residual)[:, at] if "residual" in parts else y
+
+
+@case((EPILOGUES[0], "grouped"), name="grouped_epilogue")
+@case(*((parts, "3x3") for parts in EPILOGUES), name="epilogue")
+def convolution_with_epilogue(b: Builder, parts: str, kind: str) -> StepCase:
+    """Bias, scale, shift, a residual that lies elsewhere, in any selection; then GELU."""
     shape = CONVOLUTIONS[kind]
     x = b.input(b.normal(b.samples, shape.inputs * shape.size[0] * shape.size[1]))
     source, before = padded(b, x, shape)
     per_group = shape.outputs // shape.groups
     w, weight = b.filters(shape.groups, per_group, shape.inputs // shape.groups, *shape.kernel)
-    (bias, at_bias), (scale, at_scale), (shift, at_shift) = (
-        b.weight(shape.outputs) for _ in range(3)
-    )
-    positions = shape.result[0] * shape.result[1]
-    # the residual holds positions backwards, channels fastest
+    y = shape.of(rows(b, x), weight).flatten(2)
+    positions = y.shape[2]
     residual = b.input(b.normal(b.samples, positions, shape.outputs))
-    other = rows(b, residual).view(b.samples, positions, shape.outputs).flip(1).mT
-    y = shape.of(rows(b, x), weight, at_bias).flatten(2)
-    y = at_scale[:, None] * y + at_shift[:, None] + other
+    # the residual holds positions backwards, channels fastest
+    backwards = table(np.arange(positions)[::-1] * shape.outputs)
+    channels = steps_from(shape.outputs).reshape(shape.groups, per_group)
+    at = channels.reshape(-1, 1) + backwards
+    rest: dict[str, Any]
+    rest, y = epilogue(b, parts, y, residual, at)
+    if "residual" in rest:
+        rest |= {"residual_at": backwards, "residual_channels": channels}
     out = b.live(positions * shape.outputs)
-    step = shape.contract(
-        source, out, w, bias=bias, scale=scale, shift=shift, residual=residual,
-        residual_at=table(np.arange(positions)[::-1] * shape.outputs),
-        residual_channels=steps_from(shape.outputs).reshape(shape.groups, per_group),
-        activation=Activation("gelu"),
-    )  # fmt: skip
+    step = shape.contract(source, out, w, **rest, activation=Activation("gelu"))
     return b.done(*before, step, out=out, expected=F.gelu(y))
 
 
@@ -126,37 +149,27 @@ def shared_product(b: Builder, directions: int) -> StepCase:
     )  # fmt: skip
 
 
-@case(("plain", 8, 8), ("whole", 4, 12), ("residual", 12, 4), name="winograd")
-def winograd(b: Builder, kind: str, height: int, width: int) -> StepCase:
+@case(("plain", 8, 8), *((parts, 4, 12) for parts in EPILOGUES), name="winograd")
+def winograd(b: Builder, parts: str, height: int, width: int) -> StepCase:
+    """Outputs go into a buffer with a halo of its own."""
     inputs, outputs = 8, 16
     shape = Shape(inputs, outputs, (height, width), padding=1)
     x = b.input(b.normal(b.samples, inputs * height * width))
     source, before = padded(b, x, shape)
     w, weight = b.winograd(outputs, inputs)
-    expected = shape.of(rows(b, x), weight)
-    rest: dict[str, Any] = {}
-    out_row, out_at = width, 0
-    if kind != "plain":
-        names = ("bias", "scale", "shift")
-        numbers, values = zip(*(b.weight(outputs) for _ in names), strict=True)
-        rest = dict(zip(names, numbers, strict=True))
-        bias, scale, shift = (v[:, None, None] for v in values)
-        expected = scale * (expected + bias) + shift
-    if kind == "residual":
-        # outputs go into a buffer with a halo of its own
-        out_row, out_at = width + 2, width + 3
-        residual = b.input(b.normal(b.samples, outputs * height * width))
-        other = rows(b, residual).view(-1, outputs, height, width)
-        expected = F.pad(F.relu(expected + other), (1, 1, 1, 1))
-        rest |= {
-            "residual": residual, "residual_channel": height * width, "residual_row": width,
-            "activation": Activation("relu"),
-        }  # fmt: skip
-    channel = height * width if out_row == width else (height + 2) * (width + 2)
+    area = height * width
+    residual = b.input(b.normal(b.samples, outputs * area))
+    at = np.arange(outputs * area).reshape(outputs, area)
+    rest: dict[str, Any]
+    rest, y = epilogue(b, parts, shape.of(rows(b, x), weight).flatten(2), residual, at)
+    if "residual" in rest:
+        rest |= {"residual_channel": area, "residual_row": width}
+    expected = F.pad(F.relu(y).unflatten(2, (height, width)), (1, 1, 1, 1))
+    channel = (height + 2) * (width + 2)
     out = b.live(outputs * channel)
     step = Winograd(
-        source, 0, (height + 2) * (width + 2), width + 2, inputs, out, out_at, channel, out_row,
-        outputs, height, width, w, **rest,
+        source, 0, channel, width + 2, inputs, out, width + 3, channel, width + 2,
+        outputs, height, width, w, **rest, activation=Activation("relu"),
     )  # fmt: skip
     return b.done(*before, step, out=out, expected=expected)
 

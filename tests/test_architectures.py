@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from typing import Any
 
 import lowered
@@ -13,56 +12,127 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, CAPTURED, Architecture
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+import landscapex as lx
+from landscapex.engine.capture import capture
 from landscapex.engine.lowering.lower import lower
-from landscapex.engine.plan import NotCapturedError, Plan
+from landscapex.errors import CaptureError
 from landscapex.losses import resolve
 from landscapex.parameters import ParameterSpace
 
-SERVED = [a for a in ARCHITECTURES.values() if a.expected == CAPTURED]
-REFUSED = [a for a in ARCHITECTURES.values() if a.expected != CAPTURED]
-SAMPLES = 3  # not a size that anything is exported with
+BATCHES = ((6, 0), (6, 1), (3, 2))  # (samples, seed); no size that anything is exported with
+COORDINATES = np.array([-0.5, 0.25, 1.0])
 
 
-def names(architectures: list[Architecture]) -> Any:
-    return [pytest.param(a, id=a.name) for a in architectures]
+def named(*, captured: bool) -> list[Any]:
+    those = [a for a in ARCHITECTURES.values() if (a.expected == CAPTURED) == captured]
+    return [pytest.param(a, id=a.name) for a in those]
 
 
-def doubled(batch: Any) -> Any:
-    return torch.utils._pytree.tree_map(
-        lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, batch
+def doubled(value: Any) -> Any:
+    """A batch, model or loss in float64."""
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value).double()
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    return pytree.tree_map(doubled, value) if isinstance(value, (tuple, dict)) else value
+
+
+def mean_loss(architecture: Architecture, model: nn.Module, batches: list[Any]) -> float:
+    """A plain evaluation loop; the model and the batches are of float64."""
+    measure = resolve(doubled(architecture.loss), model=model)
+    total, weight = 0.0, 0.0
+    with torch.no_grad():
+        for batch in batches:
+            terms = measure(model, batch)
+            total += float(terms.loss) * float(terms.weight)
+            weight += float(terms.weight)
+    return total / weight
+
+
+def directions_of(model: nn.Module, seed: int) -> list[dict[str, Tensor]]:
+    """Two random directions that move every parameter."""
+    rng = torch.Generator().manual_seed(seed)
+    return [
+        {e.name: 0.1 * torch.randn(e.shape, generator=rng) for e in ParameterSpace(model).entries}
+        for _ in range(2)
+    ]
+
+
+def losses_by_hand(
+    architecture: Architecture, model: nn.Module, directions: list[dict[str, Tensor]]
+) -> np.ndarray:
+    """The surface by plain PyTorch in float64: parameters are written where they lie."""
+    model = doubled(model)
+    batches = [doubled(architecture.make_batch(*b)) for b in BATCHES]
+    entries = ParameterSpace(model).entries
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    center = {e.name: parameters[e.name].detach().clone() for e in entries}
+    losses = np.empty((len(COORDINATES), len(COORDINATES)))
+    for i, alpha in enumerate(COORDINATES):
+        for j, beta in enumerate(COORDINATES):
+            for name, at in center.items():
+                step = alpha * directions[0][name] + beta * directions[1][name]
+                parameters[name].data.copy_(at + step)
+            losses[i, j] = mean_loss(architecture, model, batches)
+    return losses
+
+
+def surface(architecture: Architecture, model: nn.Module, engine: str, **options: Any) -> Any:
+    batches = [architecture.make_batch(*b) for b in BATCHES]
+    objective = lx.Objective(model, batches, architecture.loss, check=architecture.repeatable)
+    span = (COORDINATES[0], COORDINATES[-1])
+    return lx.surface(
+        objective, span=span, points=len(COORDINATES), engine=engine, progress=False, **options
     )
 
 
-def eager_loss(
-    architecture: Architecture, model: nn.Module, plan: Plan, batch: Any, deltas: list[np.ndarray]
-) -> float:
-    """The loss of the model itself in float64, each parameter moved where it lies."""
-    model = copy.deepcopy(model).double()
-    parameters = dict(model.named_parameters())
+@pytest.mark.parametrize("architecture", named(captured=True))
+def test_a_captured_model_gives_what_it_gives_by_hand(architecture: Architecture) -> None:
+    model = architecture.build()
+    directions = directions_of(model, 3)
+    found = surface(architecture, model, "compiled", directions=directions)
+    assert found.provenance["engine"]["name"] == "compiled"
+    expected = losses_by_hand(architecture, model, directions)
+    np.testing.assert_allclose(found.to_xarray()["loss"].values, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", named(captured=False))
+def test_a_model_that_is_not_captured_says_why(architecture: Architecture) -> None:
+    model = architecture.build()
+    with pytest.raises(CaptureError, match=architecture.expected):
+        surface(architecture, model, "compiled")
+    directions = directions_of(model, 3)
+    found = surface(architecture, model, "auto", directions=directions)
+    assert found.provenance["engine"]["name"] == "eager"
+    if architecture.repeatable and not isinstance(model, torch.jit.ScriptModule):
+        expected = losses_by_hand(architecture, model, directions)
+        np.testing.assert_allclose(found.to_xarray()["loss"].values, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", named(captured=True))
+def test_a_program_means_what_the_model_means(architecture: Architecture) -> None:
+    """Captured, lowered, carried out literally at a point where every parameter has moved.
+
+    Shared or not, optimised or not; to 1e-7, as coefficients of windows are of float32.
+    """
+    model = architecture.build()
+    measure = resolve(architecture.loss, model=model)
+    moving = [e.name for e in ParameterSpace(model).entries]
+    plan = capture(model, measure, architecture.make_batch(7, 0), moving=moving)
+    batch, deltas = architecture.make_batch(3, 1), lowered.moved(plan, 2)
+    double = doubled(model)
+    parameters = dict(double.named_parameters())
     with torch.no_grad():
         for slot, delta in zip(plan.slots, deltas, strict=True):
             if slot.moves:
                 parameters[slot.name] += torch.from_numpy(delta)
-        loss = architecture.loss
-        loss = copy.deepcopy(loss).double() if isinstance(loss, nn.Module) else loss
-        measure = resolve(loss, model=model)
-        return float(measure(model, doubled(batch)).loss)
-
-
-@pytest.mark.parametrize("share", [True, False], ids=["shared", "unshared"])
-@pytest.mark.parametrize("simplify", [False, True], ids=["plain", "optimised"])
-@pytest.mark.parametrize("architecture", names(SERVED))
-def test_a_program_means_what_the_model_means(
-    architecture: Architecture, share: bool, simplify: bool
-) -> None:
-    """Captured, lowered, carried out literally at a point where every parameter has moved."""
-    model = architecture.build()
-    moving = [e.name for e in ParameterSpace(model).entries]
-    plan = lowered.plan_of(model, architecture.make_batch(7, 0), architecture.loss, moving)
-    made = lower(plan, share=share, simplify=simplify)
-    program_rules.check(made.program)
-    batch, deltas = architecture.make_batch(SAMPLES, 1), lowered.moved(plan, 2)
-    found = lowered.result_of(made, plan, batch, deltas, shared=share and not made.derived)
-    expected = eager_loss(architecture, model, plan, batch, deltas)
-    assert found.loss == pytest.approx(expected, rel=1e-9)
+    expected = mean_loss(architecture, double, [doubled(batch)])
+    for share in (True, False):
+        for simplify in (False, True):
+            made = lower(plan, share=share, simplify=simplify)
+            program_rules.check(made.program)
+            shared = share and not made.derived
+            found = lowered.result_of(made, plan, batch, deltas, shared=shared)
+            assert found.loss == pytest.approx(expected, rel=1e-7), (share, simplify)

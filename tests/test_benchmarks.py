@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,12 +20,13 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import baselines
 import contenders
 import figure
-import first_point
 import machine
 import report
 import timing
 import workloads
 from timing import Timed
+
+import landscapex as lx
 
 ROOT = Path(__file__).parents[1]
 OTHERS = {"loss-landscapes", "landscaper"}  # not installed everywhere
@@ -58,6 +61,21 @@ def test_torch_compile_computes_the_plane_of_the_reference(name):
     if skipped:
         pytest.skip(skipped["torch.compile"])
     contenders.prove_equal(workload, "torch.compile", ready["torch.compile"])
+
+
+def test_why_the_compiled_engine_is_not_used_is_told(monkeypatch):
+    def refuse(*args, engine, **options):
+        if engine == "compiled":
+            raise lx.errors.CaptureError("`engine` must have a model, got: it has no graph.")
+        return taken(*args, engine=engine, **options)
+
+    taken = lx.surface
+    workload = workloads.make.__wrapped__("W6", "quick")
+    monkeypatch.setattr(contenders.lx, "surface", refuse)
+    made = contenders.ours(workload)
+    assert made.run.engine == "eager"
+    assert made.about() == "eager engine: it has no graph"
+    assert contenders.prove_equal(workload, "landscapex", made)[0].unexplained < timing.CLOSE
 
 
 def test_a_compiler_that_is_missing_is_told_and_nothing_raised(monkeypatch):
@@ -192,8 +210,13 @@ def test_a_workload_leaves_the_global_generators_alone(generators_untouched):
     workloads.make.__wrapped__("W4", "quick")
 
 
-def test_what_a_call_does_once_is_measured_for_a_small_model():
-    found = first_point.measure("eager", 3)
+def test_what_a_call_does_once_is_measured_in_a_process_of_its_own():
+    """`make bench` keeps the folder of a script off the path."""
+    script = ROOT / "benchmarks" / "first_point.py"
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, str(script), "eager", "3"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(run.stdout)
     assert found["engine"] == "eager"
     assert 0 < found["per point"] < 1
     assert 0 <= found["warm"] < 10

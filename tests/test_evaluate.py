@@ -688,7 +688,7 @@ def test_a_progress_bar_on_request(capsys, progress, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"engine": "fast"}, ArgumentError, "`engine` must be 'auto' or 'eager', got 'fast'."),
+        ({"engine": "fast"}, ArgumentError, "`engine` must be 'auto', 'eager' or 'compiled', got 'fast'."),
         ({"out": 3}, ArgumentTypeError, "`out` must be a path, got int."),
         ({"callback": 3}, ArgumentTypeError, "`callback` must be callable, got 3"),
         ({"threads": 0}, ArgumentError, "`threads` must be a whole number of at least 1, got 0."),

@@ -209,6 +209,7 @@ def test_an_activation_is_right_to_the_last_places(name: str) -> None:
         if name in {"gelu", "gelu_tanh", "silu", "mish"}:
             bound = bound + np.abs(reference.activate(activation, x * (1 + 2**-22)) - want)
             bound += 1e-43  # subnormal numbers have no units of their own
+            bound += 1e-15 * np.abs(x)  # 1 + erf(x) of the executor itself
         far = np.abs(want) > 3.4e38  # at the edge of the range either answer will do
     assert (np.isnan(got) == np.isnan(rounded))[~far].all()
     known = np.isfinite(rounded) & ~far

@@ -59,11 +59,10 @@ LX_INLINE Likelihoods likelihoods(const int32_t* sources, int64_t classes, int64
     const Vec e = exp_of_difference(read(sources[c] * lanes), most);
     rest += widened(best == static_cast<int32_t>(c) ? Vec{} : e);
   }
-  Doubles logs;
-  for (int l = 0; l < kWidth; ++l) {  // of an infinite score torch makes NaN
-    logs[l] = most[l] == kInfinity ? __builtin_nan("") : __builtin_log1p(rest[l]);
-  }
-  return {widened(most), logs};
+  // of an infinite score torch makes NaN
+  const Doubles unless_infinite = widened(most == kInfinity ? splat(kNotANumber) : Vec{});
+  const auto log1p_of = [](double v) { return __builtin_log1p(v); };
+  return {widened(most), each_lane(log1p_of, rest) + unless_infinite};
 }
 
 struct Scores {
@@ -87,17 +86,14 @@ LX_INLINE Doubles of_labels(const Scores& s, Likelihoods p, Read read, IVec labe
     smooth += (p.base - widened(x)) * s.weight_of(c);
     weights += s.weight_of(c);
   }
-  Doubles loss = (p.base - widened(chosen)) + p.log_rest;
-  smooth += p.log_rest * weights;
-  for (int l = 0; l < kWidth; ++l) {
-    if (labels[l] == ignore) {
-      loss[l] = 0;
-      continue;
-    }
-    loss[l] *= (1 - s.smoothing) * s.weight_of(labels[l]);
-    if (s.smoothing != 0) loss[l] += share * smooth[l];
+  Vec weight = splat(1);
+  const IVec counted = labels != ignore;
+  for (int l = 0; s.class_weight && l < kWidth; ++l) {
+    weight[l] = counted[l] ? s.class_weight[labels[l]] : 0;
   }
-  return loss;
+  Doubles loss = ((p.base - widened(chosen)) + p.log_rest) * widened(weight) * (1 - s.smoothing);
+  if (s.smoothing != 0) loss += (smooth + p.log_rest * weights) * share;
+  return where(counted, loss, Doubles{});
 }
 
 template <typename Read, typename ReadTarget>
@@ -139,15 +135,14 @@ LX_INLINE Doubles cross_entropy(const CrossEntropy& step, const Frame& frame, Re
 
 // --- losses of single numbers --------------------------------------------------------------------
 
-LX_INLINE Doubles magnitude(Doubles v) { return v < 0 ? -v : v; }
-LX_INLINE Doubles positive_part(Doubles v) { return v < 0 ? Doubles{} : v; }
+LX_INLINE Doubles magnitude(Doubles v) { return if_less(v, 0, -v, v); }
+LX_INLINE Doubles positive_part(Doubles v) { return if_less(v, 0, Doubles{}, v); }
 LX_INLINE Doubles log_of_one_plus_exp(Doubles v) {
   return positive_part(v) + widened(log1p(exp(narrowed(-magnitude(v)))));
 }
 LX_INLINE Doubles at_least_minus_100(Vec v) { return widened(larger_or_nan(splat(-100), v)); }
 LX_INLINE Doubles x_log_x(Doubles v) {  // by the library: what is left of it against x may be tiny
-  for (int l = 0; l < kWidth; ++l) v[l] = v[l] == 0 ? 0 : v[l] * __builtin_log(v[l]);
-  return v;
+  return each_lane([](double x) { return x == 0 ? 0 : x * __builtin_log(x); }, v);
 }
 
 struct Elements {
@@ -191,12 +186,12 @@ void element_loss(const Elements& e, Read read) {
     case ElementLossKind::smooth_l1:
       return add_elements(e, read, [=](Vec x, Vec t) {
         const Doubles d = distance(x, t);
-        return d < a ? 0.5 * d * d / a : d - 0.5 * a;
+        return if_less(d, a, 0.5 * d * d / a, d - 0.5 * a);
       });
     case ElementLossKind::huber:
       return add_elements(e, read, [=](Vec x, Vec t) {
         const Doubles d = distance(x, t);
-        return d < a ? 0.5 * d * d : a * (d - 0.5 * a);
+        return if_less(d, a, 0.5 * d * d, a * (d - 0.5 * a));
       });
     case ElementLossKind::bce:
       return add_elements(e, read, [](Vec x, Vec t) {

@@ -24,20 +24,18 @@ struct Operands {
 
 template <int R, int C>
 LX_INLINE void multiply_tile(const Operands& o) {
-  for (int64_t lane = 0; lane < o.lanes; lane += kWidth) {
-    Vec sums[R][C] = {};
-    for (int64_t k = 0; k < o.inner; ++k) {
-      Vec y[C];
-      for (int j = 0; j < C; ++j) y[j] = load(o.y + o.y_at[k * o.columns + j] * o.lanes + lane);
-      for (int i = 0; i < R; ++i) {
-        const Vec x = load(o.x + o.x_at[i * o.inner + k] * o.lanes + lane);
-        for (int j = 0; j < C; ++j) sums[i][j] = fma(x, y[j], sums[i][j]);
-      }
-    }
+  Vec sums[R][C] = {};
+  for (int64_t k = 0; k < o.inner; ++k) {
+    Vec y[C];
+    for (int j = 0; j < C; ++j) y[j] = load(o.y + o.y_at[k * o.columns + j] * o.lanes);
     for (int i = 0; i < R; ++i) {
-      for (int j = 0; j < C; ++j) {
-        store(o.out + o.to[i * o.columns + j] * o.lanes + lane, sums[i][j] * o.scale);
-      }
+      const Vec x = load(o.x + o.x_at[i * o.inner + k] * o.lanes);
+      for (int j = 0; j < C; ++j) sums[i][j] = fma(x, y[j], sums[i][j]);
+    }
+  }
+  for (int i = 0; i < R; ++i) {
+    for (int j = 0; j < C; ++j) {
+      store(o.out + o.to[i * o.columns + j] * o.lanes, sums[i][j] * o.scale);
     }
   }
 }
@@ -59,31 +57,38 @@ LX_INLINE void multiply_rows(const Operands& rows) {
   }
 }
 
+LX_INLINE void multiply(Operands rows, int64_t num_rows) {
+  int64_t i = 0;
+  for (; i + kTileRows <= num_rows; i += kTileRows) {
+    multiply_rows<kTileRows>(rows);
+    rows.x_at += kTileRows * rows.inner;
+    rows.to += kTileRows * rows.columns;
+  }
+  for (; i < num_rows; ++i) {
+    multiply_rows<1>(rows);
+    rows.x_at += rows.inner;
+    rows.to += rows.columns;
+  }
+}
+
 }  // namespace
 
 void run_matmul(const MatMul& step, const Frame& frame) {
   const cpu::FloatEnvironment ieee;
   for (int64_t b = 0; b < step.batch; ++b) {
-    Operands rows = {frame.buffers[step.x],
-                     frame.buffers[step.y],
-                     frame.buffers[step.out],
-                     frame.lanes,
-                     step.inner,
-                     step.columns,
-                     step.x_at.data() + b * step.rows * step.inner,
-                     step.y_at.data() + b * step.inner * step.columns,
-                     step.to.data() + b * step.rows * step.columns,
-                     step.scale};
-    int64_t i = 0;
-    for (; i + kTileRows <= step.rows; i += kTileRows) {
-      multiply_rows<kTileRows>(rows);
-      rows.x_at += kTileRows * step.inner;
-      rows.to += kTileRows * step.columns;
-    }
-    for (; i < step.rows; ++i) {
-      multiply_rows<1>(rows);
-      rows.x_at += step.inner;
-      rows.to += step.columns;
+    // one vector of samples after the other: what it needs of both matrices stays in the cache
+    for (int64_t lane = 0; lane < frame.lanes; lane += kWidth) {
+      const Operands all = {frame.buffers[step.x] + lane,
+                            frame.buffers[step.y] + lane,
+                            frame.buffers[step.out] + lane,
+                            frame.lanes,
+                            step.inner,
+                            step.columns,
+                            step.x_at.data() + b * step.rows * step.inner,
+                            step.y_at.data() + b * step.inner * step.columns,
+                            step.to.data() + b * step.rows * step.columns,
+                            step.scale};
+      multiply(all, step.rows);
     }
   }
 }

@@ -1,7 +1,7 @@
 // How kernels read buffers: as they are, or, where a buffer is AFFINE, as the sum of its sets.
 #pragma once
 
-#include "simd.h"
+#include "doubles.h"
 #include "steps.h"
 
 namespace landscapex::program::LX_ISA {
@@ -45,10 +45,6 @@ LX_INLINE void with_reader(const Frame& frame, int32_t buffer, F f) {
       return f(Reader<0>{base, stride, n, c});
   }
 }
-
-typedef double Doubles __attribute__((vector_size(kWidth * 8)));
-LX_INLINE Doubles widened(Vec v) { return __builtin_convertvector(v, Doubles); }
-LX_INLINE Vec narrowed(Doubles v) { return __builtin_convertvector(v, Vec); }
 
 // Sums of any length that lose nothing to their length: short ones in float32, added in float64.
 template <int N>

@@ -93,7 +93,8 @@ def choose(
     except NotCapturedError as reason:
         if wanted == "compiled":
             raise CaptureError(
-                f"`engine='compiled'` must have a model that can be captured, got: {reason}."
+                f"`engine='compiled'` must have a model that can be captured, got: {reason}.",
+                str(reason),
             ) from None
         log.info("the model runs on the eager engine: %s", reason)
         return Choice("eager", str(reason))

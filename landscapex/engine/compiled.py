@@ -265,7 +265,7 @@ class CompiledEngine:
         self.eager, self.data = eager, tuple(data)
         self.space = eager.space
         self._weights: dict[int, tuple[list[np.ndarray | None], _PerPoint | None]] = {}
-        for share in self._shares():
+        for share in self.shares:
             if id(share.captured) not in self._weights:
                 self._weights[id(share.captured)] = share.captured.packed(
                     self.space, center, directions
@@ -279,7 +279,9 @@ class CompiledEngine:
         """Whether these are the directions that the weights were packed for."""
         return directions is self._directions
 
-    def _shares(self) -> list[_Share]:
+    @property
+    def shares(self) -> list[_Share]:
+        """The batches of each form in each data set."""
         return [s for d in self.data for s in d.shares]
 
     @property
@@ -294,7 +296,7 @@ class CompiledEngine:
             sum(
                 a.shape[1] for a in self._weights[id(s.captured)][0] if a is not None and len(a) > 1
             )
-            for s in self._shares()
+            for s in self.shares
         )
         return max(1, min(_MOST_POINTS, _FORMED_BYTES // max(1, 4 * floats)))
 

@@ -166,7 +166,9 @@ def _fused(
     if isinstance(made, Reduce) and made.op == "sum":
         return replace(made, out=step.out, to=place, scale=made.scale * factor, activation=act)
     if factor != 1.0:
-        return None
+        if act != NONE:
+            return None
+        act = Activation("scale", factor)
     return replace(made, out=step.out, to=place, activation=act)
 
 

@@ -282,7 +282,7 @@ def _lerp(low: Lowering, node: fx.Node, x: Any, y: Any, weight: Any) -> Lanes:
     return low.map("scale_shift", node, low.map("sub", node, y, x), weight, x)
 
 
-# --- comparisons and choices: a mask is true where it is not 0 --------------------------------------
+# --- comparisons and choices: a mask is true where it is not 0 ------------------------------------
 
 
 def _not(low: Lowering, node: fx.Node, mask: Any) -> Lanes:
