@@ -33,6 +33,8 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
     Returns:
         What the model returns.
     """
+    if isinstance(inputs, Tensor):
+        return model(inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence):
@@ -54,15 +56,16 @@ def predict(model: nn.Module, batch: Batch, name: str) -> tuple[Any, Any]:
     Raises:
         DataError: If the batch has no target.
     """
-    if isinstance(batch, Mapping):
+    if isinstance(batch, (tuple, list)):
+        if len(batch) > 1:
+            *first, target = batch
+            alone = len(first) == 1 and first[0] is not None
+            return call_model(model, first[0] if alone else first), target
+    elif isinstance(batch, Mapping):
         keys = [key for key in TARGET_KEYS if key in batch]
         if len(keys) == 1:
             inputs = {key: value for key, value in batch.items() if key != keys[0]}
             return call_model(model, inputs), batch[keys[0]]
-    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
-        *first, target = batch
-        nested = len(first) == 1 and isinstance(first[0], (Mapping, tuple, list))
-        return call_model(model, first[0] if nested else first), target
     raise DataError(
         f"{name} must get batches (inputs, target), or mappings with the target under one of "
         f"{', '.join(map(repr, TARGET_KEYS))}, got {describe_keys(batch)}."

@@ -46,8 +46,12 @@ def perturb_(
         (tensor([[1.5000, 1.0000]]), tensor([3.]))
     """
     if _compiled(center):
-        with torch.no_grad():
-            torch.ops.landscapex.perturb_.default(params, center, directions, coordinates)
+        op = torch.ops.landscapex.perturb_.default
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                op(params, center, directions, coordinates)
+        else:
+            op(params, center, directions, coordinates)
         _written(params)
     else:
         _fallback.perturb_(params, center, directions, coordinates)
@@ -134,8 +138,7 @@ def gaussian_(out: Tensor, key: int, stream: int, offset: int = 0) -> None:
 
 def _compiled(tensor: Tensor) -> bool:
     """Whether an operator for the device of this tensor was built."""
-    kind = tensor.device.type
-    return _lib.cuda if kind == "cuda" else _lib.native and kind in ("cpu", "meta")
+    return _lib.cuda if tensor.is_cuda else _lib.native and (tensor.is_cpu or tensor.is_meta)
 
 
 def _written(tensors: Iterable[Tensor]) -> None:

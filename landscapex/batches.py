@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -100,6 +100,7 @@ class FrozenBatches:
         if self.cache == "none":
             yield from self._read_again()
             return
+        on_device = self.cache == "device"
         for index, batch in enumerate(self._kept):
             # The counters say for the price of a comparison that nobody wrote to the batch.
             if _versions(batch) != self._versions[index]:
@@ -107,7 +108,6 @@ class FrozenBatches:
                     f"Batches of `{self.name}` must not be changed in place, got batch {index} "
                     f"{describe(batch)} written to by the model or the loss; copy it there first."
                 )
-            on_device = self.cache == "device"
             yield batch if on_device else to_device(batch, self.device, non_blocking=True)
 
     def to(self, device: torch.device) -> FrozenBatches:
@@ -177,6 +177,20 @@ class FrozenBatches:
                 _arranged={},
             )
         return self._arranged[key]
+
+    def head(self, samples: int) -> Batch:
+        """The first samples as one batch.
+
+        Args:
+            samples: How many, at most `num_samples`; the batches must be `separable`.
+
+        Returns:
+            The batch; its tensors may share memory with those that are kept.
+        """
+        ends = list(itertools.accumulate(self.sizes))
+        enough = next(k for k, end in enumerate(ends, start=1) if end >= samples)
+        joined = _regrouped(self._kept[:enough], self.sizes[:enough], ends[enough - 1])[0]
+        return map_leaves(joined, operator.itemgetter(slice(samples)))
 
     @cached_property
     def separable(self) -> bool:
@@ -425,9 +439,15 @@ def _regrouped(kept: Sequence[Batch], sizes: Sequence[int], size: int) -> tuple[
             if o < end and start < o + n
         ]
         leaves = zip(*(tensor_leaves(piece) for piece in pieces), strict=True)
-        merged = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in leaves)
-        batches.append(map_leaves(pieces[0], lambda _, merged=merged: next(merged)))
+        merged = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in leaves]
+        batches.append(map_leaves(pieces[0], _in_turn(merged)))
     return tuple(batches)
+
+
+def _in_turn(leaves: Iterable[Tensor]) -> Callable[[Any], Tensor]:
+    """For `map_leaves`: put these in the places of the leaves."""
+    left = iter(leaves)
+    return lambda _: next(left)
 
 
 def to_channels_last(leaf: Tensor) -> Tensor:
@@ -445,6 +465,10 @@ def to_channels_last(leaf: Tensor) -> Tensor:
 
 
 def _versions(batch: Batch) -> tuple[int, ...]:
+    if isinstance(batch, (tuple, list)):  # of tensors: the usual batch, at every point
+        versions = [leaf._version for leaf in batch if isinstance(leaf, Tensor)]
+        if len(versions) == len(batch):
+            return tuple(versions)
     return tuple(leaf._version for leaf in tensor_leaves(batch))
 
 

@@ -265,8 +265,9 @@ class Snapshot:
                 raise ModelChangedError(_changed(f"{type(m).__name__}.{name} was replaced"))
         versions = self._versions()
         if versions != self._written:
+            written = self._written or []
             which = next(
-                k for k, (a, b) in enumerate(zip(versions, self._written, strict=True)) if a != b
+                k for k, (a, b) in enumerate(zip(versions, written, strict=True)) if a != b
             )
             name, moves = next(
                 (name, moves) for name, p, moves in self._watched if p is self._counting[which]
@@ -275,22 +276,19 @@ class Snapshot:
 
     def _check_contents(self) -> None:
         """Form the point again, elsewhere, and compare: one tensor per run of equal dtypes."""
-        live = [
-            (e, _flat_bits(p))
-            for e, p in zip(self.space.entries, self.space.parameters, strict=True)
-        ]
-        found, expected, entries = [], [], []
-        for dtype, run in groupby(live, lambda pair: pair[0].dtype.to_real()):
-            members = list(run)
-            found.append(torch.cat([flat for _, flat in members]))
+        live = zip(self.space.entries, self.space.parameters, strict=True)
+        runs, found, expected = [], [], []
+        for dtype, group in groupby(live, lambda pair: pair[0].dtype.to_real()):
+            run = list(group)
+            runs.append(run)
+            found.append(torch.cat([_flat_bits(p) for _, p in run]))
             expected.append(torch.empty(len(found[-1]), dtype=dtype, device=found[-1].device))
-            entries.append([e for e, _ in members])
         _ops.perturb_(expected, *self._point)
-        for live_run, right_run, members in zip(found, expected, entries, strict=True):
-            right = right_run.view(live_run.dtype)
-            if not torch.equal(live_run, right):
-                at = int((live_run != right).nonzero()[0]) + members[0].offset
-                name = next(e.name for e in members if at < e.end)
+        for run, bits, numbers in zip(runs, found, expected, strict=True):
+            right = numbers.view(bits.dtype)
+            if not torch.equal(bits, right):
+                at = int((bits != right).nonzero()[0]) + run[0][0].offset
+                name = next(e.name for e, _ in run if at < e.end)
                 raise ModelChangedError(_changed(f"{name} was written to"))
 
     def _versions(self) -> list[int]:

@@ -211,6 +211,8 @@ class _TorchMeasure(Measure):
         # sums are divided by this measure's own counts, so any reduction may be taken as the mean
         options = {**self.options, "reduction": "mean"}
         loss = self._loss.function(*self._loss.arguments(outputs, targets), **options)
+        if self.options.get("reduction") == "batchmean":
+            loss = loss * math.prod(outputs[0].shape[1:])
         return loss, outputs, targets
 
     def _checked(self, outputs: tuple[Any, ...], target: Any) -> tuple[Any, Any]:

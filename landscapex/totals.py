@@ -32,6 +32,9 @@ class Terms:
 class Totals:
     """Sums over batches, kept on the device until they are asked for.
 
+    Attributes:
+        columns: Names of the values: ``"loss"`` first, then metrics.
+
     Example:
         >>> totals = Totals()
         >>> totals.add(Terms(torch.tensor(1.0), 3))
@@ -41,14 +44,10 @@ class Totals:
     """
 
     def __init__(self) -> None:
+        self.columns: tuple[str, ...] = ("loss",)
         self._names: tuple[str, ...] | None = None
         self._numerators: list[Any] = []  # [batches * M]: the mean loss, then sums of metrics
         self._weights: list[Any] = []  # [batches * M]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the values: ``"loss"`` first, then metrics."""
-        return ("loss", *(self._names or ()))
 
     def add(self, terms: Terms) -> None:
         """Note what one batch gave, without waiting for the device.
@@ -62,6 +61,7 @@ class Totals:
         names = tuple(terms.metrics)
         if self._names is None:
             self._names = names
+            self.columns = ("loss", *names)
         elif names != self._names:
             raise LossError(
                 f"The loss must return the same metrics for every batch, got {list(names)} after "
@@ -91,13 +91,13 @@ class Totals:
         numerators, weights = _to_host(self._numerators), _to_host(self._weights)
         means = []
         for m in range(width):
-            counts = weights[m::width]
+            counts, found = weights[m::width], numerators[m::width]
             for count in counts:
                 if not count >= 0:
                     raise LossError(f"The weight of a batch must be at least 0, got {count}.")
-            counted = [(x, n) for x, n in zip(numerators[m::width], counts, strict=True) if n]
             # the loss is a mean over its weight, a metric is a sum already
-            total = _exact_sum([x * n if m == 0 else x for x, n in counted])
+            terms = [x * n if m == 0 else x for x, n in zip(found, counts, strict=True) if n]
+            total = _exact_sum(terms)
             weight = _exact_sum(counts)
             if m == 0 and not weight:
                 raise EmptyDataError(
@@ -110,13 +110,11 @@ class Totals:
 
 def _to_host(values: list[Any]) -> list[float]:
     """Numbers and 0-d tensors as floats, in one transfer per dtype from other devices."""
-    host = [0.0] * len(values)
+    away = {i: v for i, v in enumerate(values) if isinstance(v, Tensor) and not v.is_cpu}
+    host = [0.0 if i in away else float(v) for i, v in enumerate(values)]
     groups: dict[Any, list[tuple[int, Tensor]]] = {}
-    for i, value in enumerate(values):
-        if isinstance(value, Tensor) and not value.is_cpu:
-            groups.setdefault((value.dtype, value.device), []).append((i, value))
-        else:
-            host[i] = float(value)
+    for i, value in away.items():
+        groups.setdefault((value.dtype, value.device), []).append((i, value))
     for group in groups.values():
         with torch.no_grad():
             stacked = torch.stack([value for _, value in group]).cpu().double().tolist()

@@ -108,7 +108,7 @@ class Builder:
         outputs: int,
         size: int = 3,
         *,
-        stride: int = 1,
+        stride: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
         moves: bool = True,
@@ -116,9 +116,10 @@ class Builder:
     ) -> Image:
         """A convolution without padding; `outputs` channels in each group."""
         c, h, w = x.index.shape
-        rows, columns = (h - size) // stride + 1, (w - size) // stride + 1
+        down, across = (stride, stride) if isinstance(stride, int) else stride
+        rows, columns = (h - size) // down + 1, (w - size) // across + 1
         windows = np.lib.stride_tricks.sliding_window_view(x.index, (size, size), (1, 2))
-        windows = windows[:, ::stride, ::stride].reshape(
+        windows = windows[:, ::down, ::across].reshape(
             groups, c // groups, rows * columns, size * size
         )
         taps = windows[0, :, 0].reshape(-1) - windows[0, 0, 0, 0]
@@ -223,16 +224,12 @@ def evaluate(
         shared: AFFINE buffers from their sets.
     """
     program_rules.check(lowered.program)
-    data = np.random.default_rng([seed, 1])
-    by_node = {
-        i.node: data.normal(size=(256, SAMPLES)).T
-        for i in sorted(lowered.inputs, key=lambda i: i.node)
-    }
-    inputs = {
-        i.buffer: by_node[i.node][:, : lowered.program.buffers[i.buffer].elements]
-        for i in lowered.inputs
-    }
-    ways = np.random.default_rng([seed, 2])
+    inputs = {}
+    for given in lowered.inputs:
+        data = np.random.default_rng([seed, int(given.node[1:])])
+        elements = lowered.program.buffers[given.buffer].elements
+        inputs[given.buffer] = data.normal(size=(elements, SAMPLES)).T
+    ways = np.random.default_rng(seed)
     center = [s.tensor.numpy() for s in lowered.slots if s.tensor is not None]
     along = [ways.normal(size=(2, c.size)) for c in center]
     along = [d * s.moves for d, s in zip(along, lowered.slots, strict=True)]

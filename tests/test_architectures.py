@@ -15,8 +15,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import landscapex as lx
+from landscapex.engine import compiled
 from landscapex.engine.capture import capture
+from landscapex.engine.lowering.lanes import Lowered
 from landscapex.engine.lowering.lower import lower
+from landscapex.engine.plan import Plan
+from landscapex.engine.steps import Contract
 from landscapex.errors import CaptureError
 from landscapex.losses import resolve
 from landscapex.parameters import ParameterSpace
@@ -88,27 +92,47 @@ def surface(architecture: Architecture, model: nn.Module, engine: str, **options
     )
 
 
+@pytest.mark.usefixtures("generators_untouched")
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES.values()), ids=list(ARCHITECTURES))
+def test_an_architecture_is_small_settled_and_the_same_every_time(
+    architecture: Architecture,
+) -> None:
+    model, again = architecture.build(), architecture.build()
+    assert sum(p.numel() for p in model.parameters()) < 20_000
+    assert not any(m.training for m in model.modules())
+    for (name, first), second in zip(
+        model.state_dict().items(), again.state_dict().values(), strict=True
+    ):
+        assert torch.equal(first, second), name
+        if name.endswith(("running_mean", "running_var")):
+            assert first.unique().numel() > 1, name
+    batches = [pytree.tree_leaves(architecture.make_batch(4, seed)) for seed in (0, 0, 1)]
+    assert all(len(leaf) == 4 for leaf in batches[0])
+    assert all(map(torch.equal, batches[0], batches[1]))
+    assert not all(map(torch.equal, batches[0], batches[2]))
+
+
+# Plans that a surface was computed with; an export takes half of the time of these tests.
+PLANS: dict[str, tuple[nn.Module, Plan]] = {}
+
+
 @pytest.mark.parametrize("architecture", named(captured=True))
-def test_a_captured_model_gives_what_it_gives_by_hand(architecture: Architecture) -> None:
+def test_a_captured_model_gives_what_it_gives_by_hand(
+    architecture: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("landscapex._program")
     model = architecture.build()
+
+    def recorded(*args: Any, **options: Any) -> Plan:
+        PLANS[architecture.name] = model, capture(*args, **options)
+        return PLANS[architecture.name][1]
+
+    monkeypatch.setattr(compiled, "capture", recorded)
     directions = directions_of(model, 3)
     found = surface(architecture, model, "compiled", directions=directions)
     assert found.provenance["engine"]["name"] == "compiled"
     expected = losses_by_hand(architecture, model, directions)
     np.testing.assert_allclose(found.to_xarray()["loss"].values, expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("architecture", named(captured=False))
-def test_a_model_that_is_not_captured_says_why(architecture: Architecture) -> None:
-    model = architecture.build()
-    with pytest.raises(CaptureError, match=architecture.expected):
-        surface(architecture, model, "compiled")
-    directions = directions_of(model, 3)
-    found = surface(architecture, model, "auto", directions=directions)
-    assert found.provenance["engine"]["name"] == "eager"
-    if architecture.repeatable and not isinstance(model, torch.jit.ScriptModule):
-        expected = losses_by_hand(architecture, model, directions)
-        np.testing.assert_allclose(found.to_xarray()["loss"].values, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", named(captured=True))
@@ -117,10 +141,7 @@ def test_a_program_means_what_the_model_means(architecture: Architecture) -> Non
 
     Shared or not, optimised or not; to 1e-7, as coefficients of windows are of float32.
     """
-    model = architecture.build()
-    measure = resolve(architecture.loss, model=model)
-    moving = [e.name for e in ParameterSpace(model).entries]
-    plan = capture(model, measure, architecture.make_batch(7, 0), moving=moving)
+    model, plan = PLANS.pop(architecture.name, None) or captured(architecture)
     batch, deltas = architecture.make_batch(3, 1), lowered.moved(plan, 2)
     double = doubled(model)
     parameters = dict(double.named_parameters())
@@ -132,7 +153,38 @@ def test_a_program_means_what_the_model_means(architecture: Architecture) -> Non
     for share in (True, False):
         for simplify in (False, True):
             made = lower(plan, share=share, simplify=simplify)
-            program_rules.check(made.program)
+            check_program(made)
+            # a direction has no derived slots of its own
             shared = share and not made.derived
             found = lowered.result_of(made, plan, batch, deltas, shared=shared)
             assert found.loss == pytest.approx(expected, rel=1e-7), (share, simplify)
+
+
+def captured(architecture: Architecture) -> tuple[nn.Module, Plan]:
+    model = architecture.build()
+    measure = resolve(architecture.loss, model=model)
+    moving = [e.name for e in ParameterSpace(model).entries]
+    return model, capture(model, measure, architecture.make_batch(7, 0), moving=moving)
+
+
+def check_program(made: Lowered) -> None:
+    """It keeps the rules of all programs, and shares no product whose weight is not affine."""
+    program_rules.check(made.program)
+    for step in made.program.steps:
+        if isinstance(step, Contract) and program_rules.is_shared(made.program, step):
+            weights = [made.program.weights[w] for w in (step.weight, step.bias) if w >= 0]
+            assert not {t.slot for w in weights for t in w.terms} & set(made.derived)
+
+
+@pytest.mark.parametrize("architecture", named(captured=False))
+def test_a_model_that_is_not_captured_says_why(architecture: Architecture) -> None:
+    pytest.importorskip("landscapex._program")
+    model = architecture.build()
+    with pytest.raises(CaptureError, match=architecture.expected):
+        surface(architecture, model, "compiled")
+    directions = directions_of(model, 3)
+    found = surface(architecture, model, "auto", directions=directions)
+    assert found.provenance["engine"]["name"] == "eager"
+    if architecture.repeatable and not isinstance(model, torch.jit.ScriptModule):
+        expected = losses_by_hand(architecture, model, directions)
+        np.testing.assert_allclose(found.to_xarray()["loss"].values, expected, rtol=1e-5)

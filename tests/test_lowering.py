@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landscapex.engine.lowering.contractions import pays
-from landscapex.engine.lowering.core import Lowered
+from landscapex.engine.lowering.core import FromBatch, Lanes, Lowered, Lowering
 from landscapex.engine.lowering.lower import lower
 from landscapex.engine.plan import NotCapturedError
 from landscapex.engine.steps import Contract, Grid, Map
+from landscapex.metrics import Rule
 
 SAMPLES = 5
 
@@ -248,6 +249,22 @@ def test_the_halo_of_an_input_is_packed_with_it() -> None:
     assert (read.grid, read.elements, read.fill) == (Grid.NONE, 36, 0.0)
 
 
+def test_an_input_can_be_arranged_again() -> None:
+    model = nn.Linear(3, 2)
+    plan = lowered.plan_of(model, batch_of(model, randn(SAMPLES, 3)), "mse_loss")
+    low = Lowering(plan)
+    x = low.lanes(FromBatch(plan.inputs[0]))
+    turned = low.contiguous(low.moved(x, x.index.flip(-1)))
+    padded = low.contiguous(
+        Lanes(turned.buffer, F.pad(turned.index, (1, 0), value=-1), x.grid, 7.0)
+    )
+    at = [given.at for given in low.inputs]
+    assert at[0] is None
+    assert [a.tolist() for a in at[1:]] == [[2, 1, 0], [-1, 2, 1, 0]]
+    assert low.buffers[padded.buffer].fill == 7.0
+    assert not low.steps
+
+
 def test_batch_norm_equals_torch_with_fixed_and_moving_scale() -> None:
     norm = nn.BatchNorm2d(3).eval()
     norm.running_mean, norm.running_var = randn(3), randn(3).exp()
@@ -394,6 +411,11 @@ MOVES: dict[str, Callable[[Tensor], Tensor]] = {
     "cat_other": lambda x: torch.cat([x, x.relu(), x[:, :1]], 1),
     "cat_constant": lambda x: torch.cat([ONE.expand(x.shape[0], 1, 2, 4), x], 1),
     "merge": lambda x: x.flatten(0, 1).relu().view(-1, 2, 2, 4),
+    "zeros": lambda x: torch.cat([torch.zeros_like(x) + 1, x, torch.full_like(x, 2.0)], 1),
+    "ones": lambda x: x * (torch.ones_like(x) + x.new_zeros(x.shape)).flip(1),
+    "rows": lambda x: (
+        x.flatten(1).t().reshape(4, 4 * x.shape[0]).exp().view(16, x.shape[0]).t()
+    ),
     "sequence_first": lambda x: (
         x.transpose(0, 1).reshape(-1, 8).exp().view(2, -1, 8).transpose(0, 1)
     ),
@@ -411,6 +433,14 @@ def test_a_class_token_joins_the_patches() -> None:
             torch.cat([token.expand(x.shape[0], 1, 6), F.linear(x, w)], 1) + place
         ),
         (3, 5), (6, 5), (1, 1, 6), (4, 6),
+    )  # fmt: skip
+
+
+def test_parameters_can_take_the_place_of_live_values() -> None:
+    """Queries that are parameters, the same for all samples: a product of two weights."""
+    check(
+        lambda x, query, w: F.linear(query.expand(x.shape[0], -1, -1), w).exp() * x,
+        (3, 4), (3, 6), (4, 6),
     )  # fmt: skip
 
 
@@ -461,6 +491,10 @@ def test_losses_are_combined(loss: Callable[..., Tensor]) -> None:
         (lambda x, w: torch.cat([x * w, x], 0).unflatten(0, (2, -1)).sum(0), "cat mixes samples"),
         (lambda x, w: (x * w).repeat(2, 1).unflatten(0, (-1, 2))[:, 0], "repeat mixes samples"),
         (
+            lambda x, w: (x * w).flatten().unflatten(0, (2, -1)).exp().flatten().view(-1, 4),
+            "view mixes samples: their axis is cut",
+        ),
+        (
             lambda x, w: (x * w).t().contiguous().view(4 * x.shape[0]).view(x.shape[0], 4),
             "view mixes samples: their axis is cut",
         ),
@@ -503,6 +537,14 @@ def test_moving_statistics_are_refused() -> None:
     )
     with pytest.raises(NotCapturedError, match="running statistics that move"):
         lower(plan)
+
+
+def test_metrics_need_one_output_and_its_target() -> None:
+    model = nn.Linear(4, 3)
+    batch = randn(SAMPLES, 4), torch.zeros(SAMPLES, 3)
+    plan = lowered.plan_of(model, batch, lambda m, b: F.mse_loss(m(b[0]), b[1]))
+    with pytest.raises(NotCapturedError, match="metrics without one output and its target"):
+        lower(plan, metrics=[Rule("accuracy", "class", -100, False)])
 
 
 # --- whole models ---------------------------------------------------------------------------------

@@ -135,8 +135,8 @@ def test_a_narrow_halo_lies_in_a_wide_one():
 
 def test_a_halo_does_not_wrap_around_rows():
     b, x = start()
-    tall = b.image(4, 8, 6)
-    b.copy(x, tall.part(EVERY, MIDDLE))
+    tall = b.image(4, 10, 6)
+    b.copy(x, tall.part(EVERY, slice(2, -2)))
     program = same(b.lowered(b.cat(b.conv(tall, 2, 1)), b.conv(b.padded(x, 1), 3, 3)))
     assert kinds(program)["Map"] == 1
 
@@ -171,8 +171,7 @@ def test_a_copy_of_a_part_stays_where_others_read_the_rest():
 def test_fills_of_different_values_are_not_confused():
     b, x = start()
     zeros = b.padded(x, 1, 0.0)
-    ones = b.image(4, 10, 10, fill=1.0)
-    b.copy(x, ones.part(EVERY, slice(2, -2), slice(2, -2)))
+    ones = b.padded(x, 1, 1.0)
     program = same(b.lowered(b.conv(zeros, 2), b.conv(ones, 3)))
     assert kinds(program) == {"Contract": 3, "Map": 1}
 
@@ -202,11 +201,11 @@ def test_outputs_follow_their_values():
     assert kinds(program) == {"Contract": 2}
 
 
-def test_a_value_that_moved_and_is_an_output_is_not_fused_away():
+def test_an_output_that_moved_is_not_fused_away():
     b, x = start()
-    wide = b.padded(x, 1)
-    whole = b.map("copy", wide, act=RELU)
-    same(b.lowered(x, whole))
+    y = b.conv(b.input(2, 6, 6), 2, 1)
+    z = b.norm(b.cat(x, y))
+    assert kinds(same(b.lowered(x, z))) == {"Contract": 2, "Map": 1}
 
 
 def test_cells_do_not_read_inputs():
@@ -345,6 +344,12 @@ def test_activations_join_whatever_step_comes_before():
     assert kinds(program) == {"Contract": 1, "Reduce": 1, "Map": 2}
 
 
+def test_a_factor_and_an_activation_do_not_both_fit():
+    b, x = start()
+    y = b.map("mul", b.map("mul", x, x), 2.0, act=RELU)
+    assert kinds(same(b.lowered(y))) == {"Contract": 1, "Map": 2}
+
+
 def test_factors_join_sums_and_products_of_matrices():
     b, x = start(4, 4)
     pooled = b.map("mul", b.pool(x, "sum"), 0.3)
@@ -463,23 +468,32 @@ def test_three_by_three_convolutions_use_winograd():
 
 
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "size", "kernel", "stride", "groups"),
+    ("inputs", "outputs", "kernel", "stride", "groups"),
     [
-        (24, 8, 4, 3, 1, 1),
-        (36, 8, 4, 3, 1, 1),
-        (32, 6, 4, 3, 1, 1),
-        (32, 8, 6, 3, 1, 1),
-        (32, 8, 8, 3, 2, 1),
-        (72, 8, 4, 1, 1, 1),
-        (64, 8, 4, 3, 1, 2),
+        (24, 8, 3, 1, 1),
+        (36, 8, 3, 1, 1),
+        (32, 6, 3, 1, 1),
+        (32, 8, 3, 2, 1),
+        (32, 8, 3, (2, 1), 1),
+        (288, 8, 1, 1, 1),
+        (290, 8, 1, 1, 1),
+        (64, 8, 3, 1, 2),
     ],
-    ids=["few inputs", "odd inputs", "odd outputs", "odd size", "stride", "1 x 1", "groups"],
+    ids=["few", "odd inputs", "odd outputs", "stride", "stride down", "1 x 1", "not 9", "groups"],
 )
-def test_other_convolutions_do_not(inputs, outputs, size, kernel, stride, groups):
-    b, x = start(inputs, size)
+def test_other_convolutions_do_not(inputs, outputs, kernel, stride, groups):
+    b, x = start(inputs, 8)
     y = b.padded(x, kernel // 2) if kernel > 1 else x
     y = b.conv(y, outputs, kernel, stride=stride, groups=groups)
     assert not only(same(b.lowered(y)), Winograd)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4), (4, 8)])
+def test_winograd_needs_multiples_of_four(shape):
+    b, x = start(32, 10)
+    y = b.conv(x.part(EVERY, slice(0, shape[0] + 2), slice(0, shape[1] + 2)), 8)
+    program = same(b.lowered(y))
+    assert len(only(program, Winograd)) == (shape == (4, 8))
 
 
 def test_winograd_needs_a_whole_image_in_place():
@@ -487,11 +501,50 @@ def test_winograd_needs_a_whole_image_in_place():
     wide = b.padded(x, 1)
     turned = b.conv(Image(wide.buffer, wide.index.transpose(0, 2, 1)), 8)
     mirrored = b.conv(wide.part(EVERY, EVERY, slice(None, None, -1)), 8)
-    shuffled = b.image(8, 8, 8)
-    order = np.random.default_rng(0).permutation(8)
-    b.copy(b.conv(wide, 8), shuffled.part(order))
-    program = same(b.lowered(b.cat(turned, mirrored), shuffled))
-    assert not only(program, Winograd)
+    residual = b.map("add", b.conv(wide, 8), mirrored.part(EVERY, EVERY, slice(None, None, -1)))
+    channels, columns = b.image(8, 8, 8), b.image(8, 8, 8)
+    b.copy(b.conv(wide, 8), channels.part([1, 0, 2, 3, 4, 5, 6, 7]))
+    b.copy(b.conv(wide, 8), columns.part(EVERY, EVERY, [0, 2, 1, 3, 4, 5, 6, 7]))
+    part = b.conv(wide, 8)
+    step = b.steps[-1]
+    assert isinstance(step, Contract)
+    b.steps[-1] = dataclasses.replace(step, at=step.at[:34].copy(), to=step.to[:34].copy())
+    program = same(b.lowered(turned, residual, channels, columns, part))
+    assert kinds(program) == {"Contract": 7}
+
+
+def test_winograd_needs_adjacent_taps():
+    b, x = start(32, 12)
+    y = b.conv(x.part(EVERY, slice(0, 10), slice(0, 10)), 8)
+    step = b.steps[-1]
+    assert isinstance(step, Contract)
+    spread = x.index[:, 0:3, 0:5:2].reshape(-1)
+    b.steps[-1] = dataclasses.replace(step, taps=table(spread))
+    assert not only(same(b.lowered(y)), Winograd)
+
+
+def test_winograd_finds_the_first_element():
+    b, x = start(32, 4)
+    residual = b.softmax(x.part(slice(0, 8)))
+    y = b.conv(b.padded(x, 1), 8)
+    step = b.steps[-1]
+    assert isinstance(step, Contract)
+    b.steps[-1] = dataclasses.replace(
+        step,
+        at=step.at + 1,
+        group=step.group - 1,
+        to=step.to + 2,
+        channels=step.channels - 2,
+        residual=residual.buffer,
+        residual_at=table(residual.index[0].reshape(-1) + 3),
+        residual_channels=table(residual.index[:, 0, 0] - 3).reshape(1, 8),
+    )
+    assert kinds(same(b.lowered(y)))["Winograd"] == 1
+
+
+def test_shared_convolutions_do_not_use_winograd():
+    b = Builder()
+    assert not only(same(b.lowered(b.conv(b.input(32, 6, 6), 8, grid=Grid.AFFINE))), Winograd)
 
 
 def test_winograd_reads_no_shared_residual():

@@ -284,3 +284,60 @@ def test_a_product_of_an_affine_value_breaks_the_rules() -> None:
     program = dataclasses.replace(program, steps=(*program.steps, again), weights=weights)
     with pytest.raises(AssertionError, match="step 1, Contract reads an AFFINE buffer"):
         program_rules.check(program)
+
+
+# --- the same cases by the kernels ----------------------------------------------------------------
+
+
+def by_kernels(case: StepCase, samples: int, lanes: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Terms, and the values of all outputs ``[samples, entries]``."""
+    native = pytest.importorskip("landscapex._program")
+    tiles = -(-samples // lanes)
+    inputs: list[np.ndarray | None] = []
+    for i, buffer in enumerate(case.program.buffers):
+        if buffer.kind == "live":
+            inputs.append(None)
+            continue
+        rows = case.inputs[i]
+        rows = np.concatenate([rows, np.repeat(rows[:1], tiles * lanes - samples, axis=0)])
+        dtype = np.float32 if buffer.kind == "input" else np.int32
+        by_lane = rows.reshape(tiles, lanes, -1).transpose(0, 2, 1)
+        inputs.append(np.ascontiguousarray(by_lane, dtype))
+    sets = [
+        program_reference.packed(
+            case.program, program_reference.weights_at(case.program, slots, offset=k == 0)
+        )
+        for k, slots in enumerate(case.sets)
+    ]
+    weights = [
+        (np.ascontiguousarray(np.stack(w), np.float32), False) for w in zip(*sets, strict=True)
+    ]
+    valid = np.minimum(lanes, samples - lanes * np.arange(tiles))
+    point = np.array([case.coefficients[1:]]).reshape(1, -1)
+    sums, values = native.Program(lanes, case.program).run(
+        valid, np.zeros(tiles, np.int64), inputs, point, weights, 1,
+        with_values=bool(case.outputs),
+    )  # fmt: skip
+    if not case.outputs:
+        return sums[0, 0], None
+    return sums[0, 0], values[:, 0].transpose(0, 2, 1).reshape(tiles * lanes, -1)[:samples]
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    """To a few roundings of the largest number; the others in their places."""
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(found[~finite], expected[~finite])
+    if finite.any():
+        largest = max(1.0, np.abs(expected[finite]).max())
+        assert np.abs(found[finite] - expected[finite]).max() <= 1e-5 * largest
+
+
+@pytest.mark.parametrize(("samples", "lanes"), [(7, 16), (17, 16), (50, 48)])
+@pytest.mark.parametrize("name", CASES)
+def test_a_kernel_computes_what_torch_computes(name: str, samples: int, lanes: int) -> None:
+    case = CASES[name](samples)
+    terms, values = by_kernels(case, samples, lanes)
+    assert_close(terms, case.terms)
+    for expected in case.outputs:
+        assert values is not None
+        assert_close(values, expected)

@@ -32,7 +32,7 @@ LX_INLINE void apply(const Act& act, Each each) {
     case Activation::leaky_relu:
       return each([a](Vec x) { return x > 0 ? x : x * a; });
     case Activation::elu:
-      return each([a, b](Vec x) { return x > 0 ? x * b : expm1(x) * (a * b); });
+      return each([a, b](Vec x) { return x > 0 ? x * b : expm1_of_negative(x) * (a * b); });
     case Activation::gelu:
       return each([](Vec x) { return gelu(x); });
     case Activation::gelu_tanh:

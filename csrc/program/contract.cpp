@@ -13,7 +13,8 @@ struct Block {
   const float* in;
   int64_t in_step;
   const int32_t* taps;
-  int64_t num_taps;
+  int64_t first_tap, last_tap;
+  bool begins, ends;    // whether these taps are the first, the last
   const float* weight;  // [R][rows]
   const float* bias;    // of the rows, or null
   const float* scale;
@@ -39,15 +40,7 @@ LX_INLINE Vec residual_at(const Block& b, const float* p) {
 }
 
 template <int ROWS, int VECS>
-void compute(const Block& b) {
-  Vec sums[ROWS][VECS];
-#pragma GCC unroll 8
-  for (int i = 0; i < ROWS; ++i) {
-    const Vec start = splat(b.bias ? b.bias[i] : 0.0f);
-#pragma GCC unroll 8
-    for (int v = 0; v < VECS; ++v) sums[i][v] = start;
-  }
-  accumulate<ROWS, VECS>(sums, b.num_taps, TableTaps{b.taps}, b.in, b.in_step, b.weight);
+LX_INLINE void finish(const Block& b, const Vec (&sums)[ROWS][VECS]) {
 #pragma GCC unroll 8
   for (int i = 0; i < ROWS; ++i) {
     float* out = b.out + b.channels[i] * b.lanes;
@@ -55,7 +48,8 @@ void compute(const Block& b) {
 #pragma GCC unroll 8
     for (int v = 0; v < VECS; ++v) {
       Vec value = sums[i][v];
-      if (b.scale) value = fma(value, splat(b.scale[i]), splat(b.shift[i]));
+      if (b.scale) value = value * splat(b.scale[i]);
+      if (b.shift) value = value + splat(b.shift[i]);
       if (residual) value = value + residual_at(b, residual + v * b.residual_step);
       if (b.act.name == Activation::relu) {
         value = relu(value);
@@ -65,6 +59,36 @@ void compute(const Block& b) {
       store(out + v * b.out_step, value);
     }
   }
+}
+
+// Long sums are sums of sums over stretches of taps, kept in the output from one to the next.
+template <int ROWS, int VECS>
+void compute(const Block& b) {
+  Vec sums[ROWS][VECS];
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; ++i) {
+    const Vec start = splat(b.begins && b.bias ? b.bias[i] : 0.0f);
+#pragma GCC unroll 8
+    for (int v = 0; v < VECS; ++v) sums[i][v] = start;
+  }
+  accumulate<ROWS, VECS>(sums, b.first_tap, b.last_tap, TableTaps{b.taps}, b.in, b.in_step,
+                         b.weight);
+  if (!b.begins) {
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+      for (int v = 0; v < VECS; ++v)
+        sums[i][v] = load(b.out + b.channels[i] * b.lanes + v * b.out_step) + sums[i][v];
+  }
+  if (b.ends) {
+    finish<ROWS, VECS>(b, sums);
+    return;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+    for (int v = 0; v < VECS; ++v)
+      store(b.out + b.channels[i] * b.lanes + v * b.out_step, sums[i][v]);
 }
 
 using Compute = void (*)(const Block&);
@@ -87,6 +111,12 @@ constexpr const Compute* kKernels[kRows + 1] = {
     nullptr,         Row<1>::kernels, Row<2>::kernels, Row<3>::kernels, Row<4>::kernels,
     Row<5>::kernels, Row<6>::kernels, Row<7>::kernels, Row<8>::kernels,
 };
+
+// A single chain of a thousand additions would show in the last digits.
+constexpr int64_t kStretch = 128;  // taps
+int64_t num_stretches(int64_t taps) {
+  return taps <= kStretch + kStretch / 2 ? 1 : (taps + kStretch - 1) / kStretch;
+}
 
 // One block of outputs along `vectors` vectors, in groups that fit the registers.
 void compute_along(Block b, int64_t rows, int64_t vectors) {
@@ -135,7 +165,6 @@ void run_contract(const Contract& step, const Frame& frame) {
   Block b = {};
   b.lanes = frame.lanes;
   b.taps = step.taps.data();
-  b.num_taps = step.num_taps;
   b.act = step.act;
   if (step.residual >= 0) {
     b.residual_set_stride = frame.set_strides[step.residual];
@@ -143,24 +172,32 @@ void run_contract(const Contract& step, const Frame& frame) {
     b.coefficients = frame.coefficients;
   }
   const int64_t blocks = (step.outputs + kRows - 1) / kRows;
+  const int64_t stretches = num_stretches(step.num_taps);
   const Run* const runs = step.runs.data();
   const int64_t num_runs = static_cast<int64_t>(step.runs.size());
   for (int64_t r = 0; r < num_runs; ++r) {
     for (int64_t g = 0; g < step.groups; ++g) {
-      int64_t m = g * step.outputs;
-      b.in = frame.buffers[step.input] + step.group.data()[g] * frame.lanes;
-      b.out = frame.buffers[step.out];
-      b.residual = step.residual < 0 ? nullptr : frame.buffers[step.residual];
-      for (int64_t k = 0; k < blocks; ++k) {
-        const int64_t rows = (step.outputs + blocks - 1 - k) / blocks;
-        b.weight = frame.weights[step.weight] + m * step.num_taps;
-        b.bias = bias ? bias + m : nullptr;
-        b.scale = scale ? scale + m : nullptr;
-        b.shift = scale ? shift + m : nullptr;
-        b.channels = step.channels.data() + m;
-        b.residual_channels = step.residual < 0 ? nullptr : step.residual_channels.data() + m;
-        compute_run(b, runs[r], rows);
-        m += rows;
+      // the inputs of one stretch of taps stay in the first-level cache for all outputs
+      for (int64_t s = 0; s < stretches; ++s) {
+        b.first_tap = step.num_taps * s / stretches;
+        b.last_tap = step.num_taps * (s + 1) / stretches;
+        b.begins = s == 0;
+        b.ends = s == stretches - 1;
+        int64_t m = g * step.outputs;
+        b.in = frame.buffers[step.input] + step.group.data()[g] * frame.lanes;
+        b.out = frame.buffers[step.out];
+        b.residual = step.residual < 0 ? nullptr : frame.buffers[step.residual];
+        for (int64_t k = 0; k < blocks; ++k) {
+          const int64_t rows = (step.outputs + blocks - 1 - k) / blocks;
+          b.weight = frame.weights[step.weight] + m * step.num_taps;
+          b.bias = bias ? bias + m : nullptr;
+          b.scale = scale ? scale + m : nullptr;
+          b.shift = shift ? shift + m : nullptr;
+          b.channels = step.channels.data() + m;
+          b.residual_channels = step.residual < 0 ? nullptr : step.residual_channels.data() + m;
+          compute_run(b, runs[r], rows);
+          m += rows;
+        }
       }
     }
   }

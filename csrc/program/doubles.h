@@ -1,5 +1,5 @@
-// The lanes of a vector in float64: two registers. A vector type of twice the width would be shorter
-// here, but compilers take its conversions and comparisons apart lane by lane.
+// The lanes of a vector in float64: two registers. A vector type of twice the width would be
+// shorter here, but compilers take its conversions and comparisons apart lane by lane.
 #pragma once
 
 #include "simd.h"
@@ -49,16 +49,12 @@ LX_INLINE Vec narrowed(Doubles d) {
 #endif
 }
 
-#define LX_OPERATOR(op)                                              \
-  LX_INLINE Doubles operator op(Doubles a, Doubles b) {              \
-    return {a.low op b.low, a.high op b.high};                       \
-  }                                                                  \
-  LX_INLINE Doubles operator op(Doubles a, double b) {               \
-    return {a.low op b, a.high op b};                                \
-  }                                                                  \
-  LX_INLINE Doubles operator op(double a, Doubles b) {               \
-    return {a op b.low, a op b.high};                                \
-  }
+#define LX_OPERATOR(op)                                                                    \
+  LX_INLINE Doubles operator op(Doubles a, Doubles b) {                                    \
+    return {a.low op b.low, a.high op b.high};                                             \
+  }                                                                                        \
+  LX_INLINE Doubles operator op(Doubles a, double b) { return {a.low op b, a.high op b}; } \
+  LX_INLINE Doubles operator op(double a, Doubles b) { return {a op b.low, a op b.high}; }
 LX_OPERATOR(+)
 LX_OPERATOR(-)
 LX_OPERATOR(*)

@@ -1,12 +1,10 @@
 // Compiled once for each instruction set, with LX_ISA naming it.
-#include "../kernels/float_environment.h"
 #include "kernels.h"
 #include "simd.h"
 
 namespace landscapex::program::LX_ISA {
 
 void run_embedding(const Embedding& step, const Frame& frame) {
-  const cpu::FloatEnvironment ieee;
   constexpr int kGroup = 16;  // lanes whose rows of the table are read side by side
   const int64_t n = step.at.size(), width = step.width;
   const float* weight = frame.weights[step.weight];

@@ -74,7 +74,8 @@ struct Scores {
 };
 
 template <typename Read>
-LX_INLINE Doubles of_labels(const Scores& s, Likelihoods p, Read read, IVec labels, int32_t ignore) {
+LX_INLINE Doubles of_labels(const Scores& s, Likelihoods p, Read read, IVec labels,
+                            int32_t ignore) {
   const double share = s.smoothing / static_cast<double>(s.classes);
   Vec chosen = {};
   Doubles smooth = {};
@@ -123,8 +124,8 @@ LX_INLINE Doubles cross_entropy(const CrossEntropy& step, const Frame& frame, Re
     if (step.probabilities) {
       const float* target = frame.buffers[step.target] + lane;
       const auto read_target = [=](int64_t offset) { return load(target + offset); };
-      sum += of_probabilities(s, likelihood, read, read_target,
-                              step.target_at.data() + p * s.classes);
+      sum +=
+          of_probabilities(s, likelihood, read, read_target, step.target_at.data() + p * s.classes);
     } else {
       const int32_t* labels = frame.indices[step.target] + step.target_at.data()[p] * s.lanes;
       sum += of_labels(s, likelihood, read, load(labels + lane), step.ignore_index);
@@ -210,21 +211,17 @@ void element_loss(const Elements& e, Read read) {
         return v - widened(t) * widened(log(narrowed(v + a)));
       });
     case ElementLossKind::poisson_log:
-      return add_elements(e, read, [](Vec x, Vec t) {
-        return widened(exp(x)) - widened(t) * widened(x);
-      });
+      return add_elements(e, read,
+                          [](Vec x, Vec t) { return widened(exp(x)) - widened(t) * widened(x); });
     case ElementLossKind::soft_margin:
-      return add_elements(e, read, [](Vec x, Vec t) {
-        return log_of_one_plus_exp(-(widened(t) * widened(x)));
-      });
+      return add_elements(
+          e, read, [](Vec x, Vec t) { return log_of_one_plus_exp(-(widened(t) * widened(x))); });
     case ElementLossKind::kl:
-      return add_elements(e, read, [](Vec x, Vec t) {
-        return x_log_x(widened(t)) - widened(t) * widened(x);
-      });
+      return add_elements(
+          e, read, [](Vec x, Vec t) { return x_log_x(widened(t)) - widened(t) * widened(x); });
     case ElementLossKind::kl_log:
-      return add_elements(e, read, [](Vec x, Vec t) {
-        return widened(exp(t)) * (widened(t) - widened(x));
-      });
+      return add_elements(e, read,
+                          [](Vec x, Vec t) { return widened(exp(t)) * (widened(t) - widened(x)); });
   }
 }
 

@@ -165,8 +165,8 @@ void run_map(const Map& step, const Frame& frame) {
   const int64_t num_runs = step.runs.size(), lanes = frame.lanes;
   for (int64_t r = 0; r < num_runs; ++r) {
     const Run& run = runs[r];
-    Block block = {run.count, lanes, frame.buffers[step.out] + run.begin[0] * lanes,
-                   run.step[0] * lanes, {}};
+    Block block = {
+        run.count, lanes, frame.buffers[step.out] + run.begin[0] * lanes, run.step[0] * lanes, {}};
     bool contiguous = run.step[0] == 1;
     for (int k = 0; k < 3; ++k) {
       Input& input = block.in[k];

@@ -3,7 +3,7 @@
 // are near-minimax fits (Lawson's weighted least squares) to the functions named beside them.
 #pragma once
 
-#include "simd.h"
+#include "doubles.h"
 #include "steps.h"
 
 namespace landscapex::program::LX_ISA {
@@ -63,13 +63,11 @@ LX_INLINE Vec exp_of_sum(Vec high, Vec low) {
 }
 LX_INLINE Vec exp(Vec x) { return exp_of_sum(x, Vec{}); }
 
-LX_INLINE Vec expm1(Vec x) {
-  const Reduced reduced = reduce_by_log2(clamp(x, -30.f, 89.f));
-  const Vec r = reduced.rest;
-  const Vec value = fma(r * r, exp_tail(r), r);
-  // half of everything: 2^128 is no float
-  const Vec scale = power_of_two(__builtin_convertvector(reduced.power, IVec) - 1);
-  return 2.f * fma(scale, value, scale - 0.5f);
+LX_INLINE Vec expm1_of_negative(Vec x) {
+  const Reduced reduced = reduce_by_log2(clamp(x, -30.f, 0.f));
+  const Vec r = reduced.rest, value = fma(r * r, exp_tail(r), r);
+  const Vec scale = power_of_two(__builtin_convertvector(reduced.power, IVec));
+  return fma(scale, value, scale - 1.f);
 }
 
 // log(x + error) for positive x, where `relative_error` = error / x is below 2^-23.
@@ -97,7 +95,7 @@ LX_INLINE Vec log1p(Vec x) {
 }
 
 LX_INLINE Vec tanh(Vec x) {
-  const Vec t = expm1(-2.f * absolute(x));
+  const Vec t = expm1_of_negative(-2.f * absolute(x));
   return copy_sign(t / (t + 2.f), x);
 }
 LX_INLINE Vec sigmoid(Vec x) {
@@ -136,7 +134,7 @@ LX_INLINE Vec gelu(Vec x) {
 }
 LX_INLINE Vec gelu_tanh(Vec x) {
   const Vec inner = fma(x * x, splat(0x1.6e4e26p-5f), splat(1)) * x;  // 0.044715
-  return x * sigmoid(inner * 0x1.988454p+0f);                        // 2 sqrt(2 / pi)
+  return x * sigmoid(inner * 0x1.988454p+0f);                         // 2 sqrt(2 / pi)
 }
 LX_INLINE Vec softplus(Vec x, float beta, float threshold) {
   const Vec scaled = x * beta;
@@ -150,11 +148,43 @@ LX_INLINE Vec mish(Vec x) {  // tanh(log(1 + e)) = e (e + 2) / (e (e + 2) + 2)
   const Vec product = e * (e + 2.f);
   return x > 20.f ? x : x * (product / (product + 2.f));
 }
+struct Angle {
+  Vec rest;  // x - quadrant * pi / 2
+  IVec quadrant;
+};
+LX_INLINE Angle angle_of(Vec x) {  // for |x| up to 10^6: the products with the first part are exact
+  constexpr double kFirst = 0x1.921fb54000000p+0, kSecond = 0x1.10b4611a62633p-30;
+  constexpr double kRoundingDouble = 0x1.8p52;
+  const Doubles wide = widened(x);
+  const Doubles quadrant = (wide * 0x1.45f306dc9c883p-1 + kRoundingDouble) - kRoundingDouble;
+  return {narrowed((wide - quadrant * kFirst) - quadrant * kSecond),
+          __builtin_convertvector(narrowed(quadrant), IVec)};
+}
+LX_INLINE Vec sin_of(Angle angle) {
+  constexpr float sin_fit[] = {0x1.6cd732p-19f, -0x1.a00f98p-13f, 0x1.111108p-7f, -0x1.555556p-3f};
+  constexpr float cos_fit[] = {-0x1.2429fcp-22f, 0x1.a0111cp-16f, -0x1.6c16b8p-10f, 0x1.555556p-5f};
+  const Vec r = angle.rest, square = r * r;
+  const Vec sine = fma(r * square, polynomial(square, sin_fit), r);
+  const Vec cosine = fma(square * square, polynomial(square, cos_fit), 1.f - 0.5f * square);
+  const Vec value = (angle.quadrant & 1) ? cosine : sine;
+  return (angle.quadrant & 2) ? negate(value) : value;
+}
+// Those that are further away (or no number) by the library.
+template <typename F>
+LX_INLINE Vec unless_far(Vec near, Vec x, F of_lane) {
+  const IVec far = ~(absolute(x) <= 1e6f);
+  int64_t words[kWidth / 2], any = 0;
+  memcpy(words, &far, sizeof(far));
+  for (const int64_t word : words) any |= word;
+  return any ? each_lane(of_lane, x) : near;
+}
 LX_INLINE Vec sin(Vec x) {
-  return each_lane([](float v) { return __builtin_sinf(v); }, x);
+  return unless_far(sin_of(angle_of(x)), x, [](float v) { return __builtin_sinf(v); });
 }
 LX_INLINE Vec cos(Vec x) {
-  return each_lane([](float v) { return __builtin_cosf(v); }, x);
+  Angle angle = angle_of(x);
+  angle.quadrant += 1;
+  return unless_far(sin_of(angle), x, [](float v) { return __builtin_cosf(v); });
 }
 LX_INLINE Vec pow(Vec x, Vec y) {
   for (int i = 0; i < kWidth; ++i) x[i] = __builtin_powf(x[i], y[i]);

@@ -53,6 +53,12 @@ void run_step(const Step& step, const Frame& frame) {
   std::visit(Runner{frame}, step);
 }
 
+// What no step writes (halos) keeps its value for ever: that of the centre, in the first set.
+void fill_sets(float* data, const Buffer& b, int64_t set_floats, int64_t num_sets) {
+  std::fill(data, data + set_floats, b.fill);
+  std::fill(data + set_floats, data + set_floats * num_sets, 0.0f);
+}
+
 // The buffer that a step writes; -1 for losses.
 int32_t written(const Step& step) {
   return std::visit(
@@ -241,10 +247,8 @@ Program::Arena& Program::arena(int64_t thread, int64_t num_sets) {
     const Buffer& b = buffers_[i];
     if (b.kind != Kind::kLive) continue;
     a.buffers[i] = a.memory.get() + starts[b.storage];
-    const int64_t floats =
-        aligned(b.elements * lanes_) * (b.grid == Grid::kAffine ? num_sets : 1);
-    // what no step writes (halos) keeps this value for ever
-    std::fill(a.buffers[i], a.buffers[i] + floats, b.fill);
+    fill_sets(a.buffers[i], b, aligned(b.elements * lanes_),
+              b.grid == Grid::kAffine ? num_sets : 1);
   }
   return a;
 }
@@ -291,6 +295,13 @@ void Program::share(const Call& call, const Arena& arena, int64_t tile) const {
   std::vector<const float*> weights(static_cast<size_t>(num_weights_), nullptr);
   const std::vector<int64_t> one_set(buffers_.size(), 0);
   const float one = 1.0f;
+  if (call.products.data != nullptr) {
+    for (size_t i = 0; i < buffers_.size(); ++i) {
+      const Buffer& b = buffers_[i];
+      if (b.kind == Kind::kLive && b.grid == Grid::kAffine)
+        fill_sets(buffers[i], b, aligned(b.elements * lanes_), call.num_sets);
+    }
+  }
   Frame frame = {};
   frame.lanes = lanes_;
   frame.valid = call.tiles.valid[tile];

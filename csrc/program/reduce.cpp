@@ -77,8 +77,7 @@ LX_INLINE void reduce(const Reduce& step, const Frame& frame, Read read) {
       });
     case ReduceOp::min:
       return for_each_output(step, frame, [&](const Part& part, int64_t lane) {
-        return fold(part, frame, read, lane, kInfinity,
-                    [](Vec a, Vec b) { return minimum(a, b); });
+        return fold(part, frame, read, lane, kInfinity, [](Vec a, Vec b) { return minimum(a, b); });
       });
     case ReduceOp::prod:
       return for_each_output(step, frame, [&](const Part& part, int64_t lane) {

@@ -1,6 +1,6 @@
-#include "steps.h"
-
 #include <cstddef>
+
+#include "steps.h"
 
 namespace landscapex::program {
 namespace {

@@ -71,7 +71,7 @@ template <int VECS>
 void multiply(int64_t inputs, const float* in, int64_t in_step, const float* weight, float* out,
               int64_t out_step) {
   Vec sums[kRows][VECS] = {};
-  accumulate<kRows, VECS>(sums, inputs, EvenTaps{in_step}, in, kWidth, weight);
+  accumulate<kRows, VECS>(sums, 0, inputs, EvenTaps{in_step}, in, kWidth, weight);
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
@@ -134,7 +134,8 @@ void store_tiles(const Winograd& step, const Frame& frame, const Stretch& s,
         for (int j = 0; j < kTile; ++j) {
           Vec value = all[i * kTile + j];
           if (bias) value = value + splat(bias[m]);
-          if (scale) value = fma(value, splat(scale[m]), splat(shift[m]));
+          if (scale) value = value * splat(scale[m]);
+          if (shift) value = value + splat(shift[m]);
           if (residual) value = value + load(residual + (r + j) * lanes);
           if (step.act.name == Activation::relu) {
             value = relu(value);

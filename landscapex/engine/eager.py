@@ -85,6 +85,7 @@ class EagerEngine:
         trained = {id(m) for m in self._norms} if bn == "batch" else set()
         self._flags = [(m, id(m) in trained) for m in space.model.modules()]
         self._grad_mode: Callable[[], contextlib.AbstractContextManager[Any]] = torch.no_grad
+        self._shared = False  # whether `_shared_modes` has entered what a point needs
 
     def arrange(self, layout: Layout | None = None) -> Layout:
         """Lay the data out for the processor; gradients, which keep activations, see them as given.
@@ -126,18 +127,19 @@ class EagerEngine:
             ``(n, M)`` float64, ``n <= G``, in the order of `columns`.
         """
         rows: list[list[float]] = []
-        for coordinates in points.tolist():
-            if stop is not None and stop.requested:
-                break
-            snapshot.move(center, directions, coordinates)
-            try:
-                rows.append(self.here(stop))
-            except Abandon:
-                break
-            except Exception as error:
-                named = zip(AXIS_NAMES, coordinates, strict=False)
-                error.add_note("landscapex: at " + ", ".join(f"{a}={c:.6g}" for a, c in named))
-                raise
+        with self._shared_modes():
+            for coordinates in points.tolist():
+                if stop is not None and stop.requested:
+                    break
+                snapshot.move(center, directions, coordinates)
+                try:
+                    rows.append(self.here(stop))
+                except Abandon:
+                    break
+                except Exception as error:
+                    named = zip(AXIS_NAMES, coordinates, strict=False)
+                    error.add_note("landscapex: at " + ", ".join(f"{a}={c:.6g}" for a, c in named))
+                    raise
         snapshot.check_unchanged()
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.columns or ()))
 
@@ -151,33 +153,43 @@ class EagerEngine:
                 raise
             self._grad_mode = torch.enable_grad
             values, names = self._evaluate(stop)
+        if names != self.columns:
+            self._settle(names)
+        return values
+
+    def _settle(self, names: tuple[str, ...]) -> None:
+        """Take the names of the first point, which those of every other point must equal."""
         if len(set(names)) < len(names):
             raise LossError(
                 f"metrics and data sets must give different columns, got {list(names)}."
             )
-        if self.columns is None:
-            self.columns = names
-        elif self.columns != names:
+        if self.columns is not None:
             raise LossError(
                 f"the loss must return the same metrics at every point, got {list(names)} after "
                 f"{list(self.columns)}."
             )
-        return values
+        self.columns = names
 
     def _evaluate(self, stop: Stop | None) -> tuple[list[float], tuple[str, ...]]:
-        values: list[float] = []
-        names: list[str] = []
+        if self._shared:
+            self._reset_modes()
+            return self._values(stop)
         with self._draws(), self._grad_mode(), self._mode():
-            for name, batches in self._laid_out.items():
-                totals = Totals()
-                for terms in self._terms(batches, name, stop):
-                    totals.add(terms)
-                prefix = "" if not names else f"{name}_"
-                names += [prefix + c for c in totals.columns]
-                values += totals.values()
-            if self.weight_decay:
-                values[0] += 0.5 * self.weight_decay * self._squared_norm()
-        return values, tuple(names)
+            return self._values(stop)
+
+    def _values(self, stop: Stop | None) -> tuple[list[float], tuple[str, ...]]:
+        values: list[float] = []
+        names: tuple[str, ...] = ()
+        for name, batches in self._laid_out.items():
+            totals = Totals()
+            for terms in self._terms(batches, name, stop):
+                totals.add(terms)
+            columns = totals.columns
+            names = (*names, *(f"{name}_{c}" for c in columns)) if names else columns
+            values += totals.values()
+        if self.weight_decay:
+            values[0] += 0.5 * self.weight_decay * self._squared_norm()
+        return values, names
 
     def gradient(self, stop: Stop | None = None) -> Tensor:
         """Gradient of ``loss`` over the chosen parameters as they stand now, flat ``(P,)``."""
@@ -239,11 +251,34 @@ class EagerEngine:
         return common_draws(_COMMON_SEED)
 
     @contextlib.contextmanager
-    def _mode(self) -> Iterator[None]:
-        """Evaluation mode, batch norm as asked for, arithmetic as asked for."""
-        for module, training in self._flags:  # a loss may have switched modes at the last point
+    def _shared_modes(self) -> Iterator[None]:
+        """Enter once what is the same at many points: beside a small network it counts."""
+        recomputes = self.bn == "recompute" and bool(self._norms)
+        self._shared = self.precision == "model" and not self.common_seed and not recomputes
+        try:
+            with self._grad_mode():
+                yield
+        finally:
+            self._shared = False
+            torch.clear_autocast_cache()
+
+    def _reset_modes(self) -> None:
+        """What a loss may have switched at the last point."""
+        self._set_flags()
+        wanted = self._grad_mode is torch.enable_grad
+        if torch.is_grad_enabled() is not wanted:
+            torch.set_grad_enabled(wanted)
+        torch.clear_autocast_cache()
+
+    def _set_flags(self) -> None:
+        for module, training in self._flags:
             if module.training is not training:
                 module.training = training
+
+    @contextlib.contextmanager
+    def _mode(self) -> Iterator[None]:
+        """Evaluation mode, batch norm as asked for, arithmetic as asked for."""
+        self._set_flags()
         # the user's autocast keeps cast weights for as long as it lasts; ours move
         torch.clear_autocast_cache()
         try:

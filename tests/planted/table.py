@@ -471,7 +471,7 @@ FAULTS = [
     ),
     Planted(
         "fault 27", "writes to .data go unseen", "landscapex/guard.py",
-        "            if not torch.equal(live_run, right):\n",
+        "            if not torch.equal(bits, right):\n",
         "            if False:\n",
         GUARD + "test_fault_27_a_model_changed_by_its_loss_is_an_error",
     ),

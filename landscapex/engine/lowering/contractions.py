@@ -99,7 +99,9 @@ def grid_of(low: Lowering, x: Lanes, taps: int, outputs: int) -> Grid:
     Returns:
         AFFINE or FULL.
     """
-    shared = low.share and x.grid is Grid.NONE and pays(taps, outputs)
+    # weights that torch computes for each point are no sum over directions
+    linear = low.share and not low.derived
+    shared = linear and x.grid is Grid.NONE and pays(taps, outputs)
     return Grid.AFFINE if shared else Grid.FULL
 
 

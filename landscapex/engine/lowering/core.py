@@ -166,6 +166,8 @@ class Lowering:
             return FromBatch(node.name)
         if kind == "weight" and name not in _ON_WEIGHTS:
             return self.derive(node)
+        if not _depends(args) and not _depends(kwargs):
+            return node.target(*args, **kwargs)  # type: ignore[operator]
         handler = _HANDLERS.get(name)
         if handler is None:
             raise NotCapturedError(f"the operator {name} has no kernel")
@@ -269,10 +271,10 @@ class Lowering:
         return self.terms - 1
 
     def lanes(self, x: Any) -> Lanes:
-        """A live or batch value as float32 lanes, AFFINE or not.
+        """A value as float32 lanes, AFFINE or not.
 
         Args:
-            x: `Lanes` or `FromBatch`.
+            x: As of `live`.
 
         Returns:
             Dense (without -1).
@@ -283,7 +285,7 @@ class Lowering:
         """Like `lanes`, and FULL or NONE: the sets of an AFFINE value are combined.
 
         Args:
-            x: `Lanes` or `FromBatch`.
+            x: As of `live`.
 
         Returns:
             Dense.
@@ -471,10 +473,10 @@ class Lowering:
         return len(self.slots) - 1
 
     def live(self, x: Any) -> Lanes:
-        """A live or batch value as float32 lanes, perhaps with -1 in its index.
+        """A value as float32 lanes, perhaps with -1 in its index.
 
         Args:
-            x: `Lanes` or `FromBatch`.
+            x: `Lanes`, `FromBatch`, or what is the same for all samples: `Entries` or a Tensor.
 
         Returns:
             The value.
@@ -484,6 +486,8 @@ class Lowering:
         """
         if isinstance(x, FromBatch):
             return self._input(x.node, "input")
+        if isinstance(x, Entries | Tensor):  # queries that are parameters, for example
+            return self.elementwise("copy", x.shape, x)
         if not isinstance(x, Lanes):
             raise NotCapturedError(f"a live value is expected, got {type(x).__name__}")
         return x
@@ -534,6 +538,15 @@ class Lowering:
             to: Element for each entry.
         """
         self.emit(Map("copy", (self.operand(x, tuple(x.shape)),), buffer, flat(to)))
+
+
+def _depends(arguments: Any) -> bool:
+    """Whether there is a value among them that depends on the batch or the point."""
+    if isinstance(arguments, list | tuple):
+        return any(_depends(a) for a in arguments)
+    if isinstance(arguments, dict):
+        return any(_depends(a) for a in arguments.values())
+    return isinstance(arguments, Lanes | FromBatch | Entries | Scalar)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from landscapex.engine.steps import (
     Hits,
     table,
 )
+from landscapex.metrics import Rule
 
 _MEAN = 1  # of torch's codes for reductions: 0 none, 1 mean, 2 sum
 _TOP = 5
@@ -316,22 +317,6 @@ def _soft_margin(low: Lowering, node: fx.Node, x: Any, target: Any, reduction: i
 
 
 # --- Decisions ------------------------------------------------------------------------------------
-
-
-class Rule(Protocol):
-    """What a built-in metric counts.
-
-    Attributes:
-        name: ``"accuracy"``, ``"error"`` (the complement of accuracy) or ``"top5"``.
-        decision: ``"class"``, ``"logit"``, ``"probability"``, ``"sign"`` or ``"any"``.
-        ignore_index: Label that does not count.
-        shifted: Whether the target of position t is predicted at position t - 1.
-    """
-
-    name: str
-    decision: str
-    ignore_index: int
-    shifted: bool
 
 
 def hits(low: Lowering, scores: Any, target: Any, rule: Rule) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from landscapex.engine.lowering import (  # noqa: F401 - they register what they lower
     attention,
@@ -23,10 +22,11 @@ from landscapex.engine.lowering.core import FromBatch, Lanes, Lowered, Lowering,
 from landscapex.engine.lowering.optimize import optimize
 from landscapex.engine.plan import NotCapturedError, Plan
 from landscapex.engine.steps import Program
+from landscapex.metrics import Rule
 
 
 def lower(
-    plan: Plan, *, metrics: Sequence[Any] = (), share: bool = True, simplify: bool = True
+    plan: Plan, *, metrics: Sequence[Rule] = (), share: bool = True, simplify: bool = True
 ) -> Lowered:
     """Write a captured model as a grid program.
 
@@ -48,11 +48,11 @@ def lower(
     loss = values[0]
     if not isinstance(loss, Scalar):
         raise NotCapturedError("a loss that is not a mean or a sum over the samples")
-    if metrics and len(values) < 3:
-        raise NotCapturedError("metrics of a model whose targets are not known")
+    if metrics and len(values) != 3:
+        raise NotCapturedError("metrics without one output and its target")
     hits = {m.name: losses.hits(low, values[1], values[2], m) for m in metrics}
     outputs = []
-    for value in values[1:2]:
+    for value in values[1:2]:  # some losses do not tell what the model returned
         if isinstance(value, Lanes | FromBatch):
             output = low.lanes(value)
             outputs.append((output.buffer, flat(output.index)))

@@ -107,6 +107,28 @@ def _cast(low: Lowering, node: fx.Node, x: Any, *arguments: Any) -> Any:
     return x
 
 
+@handles("zeros_like", "new_zeros")
+def _zeros(low: Lowering, node: fx.Node, *arguments: Any) -> Tensor:
+    return torch.zeros(low.shape(node))
+
+
+@handles("ones_like", "new_ones")
+def _ones(low: Lowering, node: fx.Node, *arguments: Any) -> Tensor:
+    return torch.ones(low.shape(node))
+
+
+@handles("full_like")
+def _filled(low: Lowering, node: fx.Node, x: Any, value: float, *arguments: Any) -> Tensor:
+    return torch.full(low.shape(node), float(value))
+
+
+@handles("new_full")
+def _new_filled(
+    low: Lowering, node: fx.Node, x: Any, size: Any, value: float, *arguments: Any
+) -> Tensor:
+    return torch.full(low.shape(node), float(value))
+
+
 # --- padding and joining --------------------------------------------------------------------------
 
 
@@ -166,12 +188,6 @@ def _join(low: Lowering, node: fx.Node, tensors: Sequence[Any], dim: int) -> Lan
     affine = len(lanes) == len(parts) and all(p.grid is Grid.AFFINE for p in lanes)
     out = low.new(low.shape(node), Grid.AFFINE if affine else Grid.FULL, node.name)
     owner = join([torch.full(tuple(p.shape), i) for i, p in enumerate(parts)], dim)
-    # entry numbers of each part, where its entries come to lie in the joined value
-    places = join([torch.arange(owner[owner == i].numel()).view(tuple(p.shape))
-                   for i, p in enumerate(parts)], dim)  # fmt: skip
     for i, p in enumerate(parts):
-        mine = owner == i
-        to = torch.empty(int(mine.sum()), dtype=torch.int64)
-        to[places[mine]] = out.index[mine]
-        low.copy(p, out.buffer, to)
+        low.copy(p, out.buffer, out.index[owner == i])  # parts keep the order of their entries
     return out

@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from landscapex.engine.lowering.editor import OUTSIDE, Editor
-from landscapex.engine.steps import NONE, Embedding, Grid, GruCell, LstmCell, Map
+from landscapex.engine.steps import NONE, Grid, GruCell, LstmCell, Map
 
 
 def remove_copies(editor: Editor) -> bool:
     """Remove every copy whose source or target can do without it.
-
-    Large targets come first: what fits into a narrow halo also fits into a wide one.
 
     Args:
         editor: Of the program.
@@ -19,11 +17,10 @@ def remove_copies(editor: Editor) -> bool:
     Returns:
         Whether anything changed.
     """
-    copies = [i for i, s in enumerate(editor.steps) if isinstance(s, Map) and _is_copy(s)]
-    copies.sort(key=lambda i: (-editor.buffers[_copy(editor, i).out].elements, i))
     changed = False
-    for i in copies:
-        changed |= _read_source(editor, i) or _write_target(editor, i)
+    for i, step in enumerate(editor.steps):
+        if isinstance(step, Map) and _is_copy(step):
+            changed |= _read_source(editor, i, step) or _write_target(editor, i, step)
     return changed
 
 
@@ -31,15 +28,8 @@ def _is_copy(step: Map) -> bool:
     return step.op == "copy" and step.activation == NONE and step.operands[0].kind == "buffer"
 
 
-def _copy(editor: Editor, i: int) -> Map:
-    step = editor.at(i)
-    assert isinstance(step, Map)
-    return step
-
-
-def _read_source(editor: Editor, i: int) -> bool:
+def _read_source(editor: Editor, i: int, copy: Map) -> bool:
     """Let those who read the target of a copy read its source, halo included."""
-    copy = _copy(editor, i)
     source, target, at = copy.operands[0].id, copy.out, copy.operands[0].at
     assert at is not None
     a, b = editor.buffers[source], editor.buffers[target]
@@ -60,13 +50,12 @@ def _may_read(editor: Editor, source: int, target: int) -> bool:
         return False
     readers = [editor.at(r) for r in editor.readers(target) if r != OUTSIDE]
     return OUTSIDE not in editor.readers(target) and not any(
-        isinstance(r, LstmCell | GruCell | Embedding) for r in readers
+        isinstance(r, LstmCell | GruCell) for r in readers
     )
 
 
-def _write_target(editor: Editor, i: int) -> bool:
+def _write_target(editor: Editor, i: int, copy: Map) -> bool:
     """Let those who write the source of a copy write its target, and all others read it there."""
-    copy = _copy(editor, i)
     source, target, at = copy.operands[0].id, copy.out, copy.operands[0].at
     assert at is not None
     a, b = editor.buffers[source], editor.buffers[target]
