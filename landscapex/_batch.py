@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -217,6 +220,78 @@ def map_leaves(batch: Batch, function: Callable[[Any], Any]) -> Batch:
         items = [map_leaves(value, function) for value in batch]
         return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
     return function(batch)
+
+
+def form(batch: Batch, size: int) -> Batch | None:
+    """Tell what batches must have in common to be regrouped.
+
+    Args:
+        batch: Any batch.
+        size: Its samples.
+
+    Returns:
+        The dtype and the shape of one sample in the place of each tensor; None if a leaf is not a
+        tensor of samples.
+    """
+    parts: list[Any] = []
+
+    def note(leaf: Any) -> Any:
+        plain = isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_nested
+        separate = plain and leaf.ndim > 0 and len(leaf) == size and not leaf.requires_grad
+        parts.append((leaf.dtype, leaf.shape[1:]) if separate else None)
+        return parts[-1]
+
+    noted = map_leaves(batch, note)
+    return None if None in parts or not parts else noted
+
+
+def regrouped(kept: Sequence[Batch], sizes: Sequence[int], size: int) -> tuple[Batch, ...]:
+    """Put the samples of batches into batches of another size, in order.
+
+    Args:
+        kept: Batches of one `form`.
+        sizes: Samples of each.
+        size: Samples of each new batch; the last one takes a rest of less than half of it.
+
+    Returns:
+        The new batches: views of the old ones where none is merged.
+    """
+    total = sum(sizes)
+    number = total // size + (2 * (total % size) >= size)
+    starts = [size * i for i in range(max(1, number))]
+    cuts = [*starts[1:], total]
+    offsets = list(itertools.accumulate(sizes, initial=0))
+    batches = []
+    for start, end in zip(starts, cuts, strict=True):
+        first, last = bisect.bisect_right(offsets, start) - 1, bisect.bisect_left(offsets, end)
+        pieces = [
+            map_leaves(batch, operator.itemgetter(slice(max(start - offset, 0), end - offset)))
+            for batch, offset in zip(kept[first:last], offsets[first:last], strict=True)
+        ]
+        leaves = zip(*(tensor_leaves(piece) for piece in pieces), strict=True)
+        merged = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in leaves]
+        batches.append(map_leaves(pieces[0], _in_turn(merged)))
+    return tuple(batches)
+
+
+def _in_turn(leaves: Iterable[Tensor]) -> Callable[[Any], Tensor]:
+    """For `map_leaves`: put these in the places of the leaves."""
+    left = iter(leaves)
+    return lambda _: next(left)
+
+
+def to_channels_last(leaf: Tensor) -> Tensor:
+    """Lay images out with their channels together.
+
+    Args:
+        leaf: Of any shape.
+
+    Returns:
+        The same numbers; the same tensor if it is not ``(N, C, H, W)`` and floating point.
+    """
+    if leaf.ndim != 4 or not leaf.is_floating_point():
+        return leaf
+    return leaf.contiguous(memory_format=torch.channels_last)
 
 
 def snapshot(batch: Batch, device: torch.device, pin: bool) -> Batch:

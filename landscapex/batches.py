@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,10 +34,13 @@ from landscapex._batch import (
     Batch,
     describe,
     digest,
+    form,
     map_leaves,
+    regrouped,
     sample_count,
     snapshot,
     tensor_leaves,
+    to_channels_last,
     to_device,
 )
 from landscapex.errors import ArgumentError, ArgumentTypeError, DataError, EmptyDataError
@@ -166,7 +169,7 @@ class FrozenBatches:
             )
         key = size, channels_last
         if key not in self._arranged:
-            kept = self._kept if size is None else _regrouped(self._kept, self.sizes, size)
+            kept = self._kept if size is None else regrouped(self._kept, self.sizes, size)
             if channels_last:
                 kept = tuple(map_leaves(batch, to_channels_last) for batch in kept)
             self._arranged[key] = replace(
@@ -189,13 +192,13 @@ class FrozenBatches:
         """
         ends = list(itertools.accumulate(self.sizes))
         enough = next(k for k, end in enumerate(ends, start=1) if end >= samples)
-        joined = _regrouped(self._kept[:enough], self.sizes[:enough], ends[enough - 1])[0]
+        joined = regrouped(self._kept[:enough], self.sizes[:enough], ends[enough - 1])[0]
         return map_leaves(joined, operator.itemgetter(slice(samples)))
 
     @cached_property
     def separable(self) -> bool:
         """Whether the batches can be cut into samples, and samples put together to batches."""
-        forms = [_form(batch, size) for batch, size in zip(self._kept, self.sizes, strict=False)]
+        forms = [form(batch, n) for batch, n in zip(self._kept, self.sizes, strict=False)]
         return bool(forms) and forms[0] is not None and all(f == forms[0] for f in forms)
 
     @cached_property
@@ -408,60 +411,6 @@ def _default_batch_size(tensors: list[Tensor]) -> int:
         return fewest  # tokens: an embedding makes each of them a vector
     sample_bytes = sum(t.numel() * t.element_size() for t in tensors) // max(1, len(tensors[0]))
     return max(fewest, min(most, _BATCH_BYTES // max(1, sample_bytes)))
-
-
-def _form(batch: Batch, size: int) -> Batch | None:
-    """What batches must have in common; None if one of their leaves does not tell samples apart."""
-    parts: list[Any] = []
-
-    def note(leaf: Any) -> Any:
-        plain = isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_nested
-        separate = plain and leaf.ndim > 0 and len(leaf) == size and not leaf.requires_grad
-        parts.append((leaf.dtype, leaf.shape[1:]) if separate else None)
-        return parts[-1]
-
-    form = map_leaves(batch, note)
-    return None if None in parts or not parts else form
-
-
-def _regrouped(kept: Sequence[Batch], sizes: Sequence[int], size: int) -> tuple[Batch, ...]:
-    """The samples of batches in order, in batches of another size; views where none is merged."""
-    total = sum(sizes)
-    number = total // size + (2 * (total % size) >= size)
-    starts = [size * i for i in range(max(1, number))]
-    cuts = [*starts[1:], total]
-    offsets = list(itertools.accumulate(sizes, initial=0))
-    batches = []
-    for start, end in zip(starts, cuts, strict=True):
-        pieces = [
-            map_leaves(batch, operator.itemgetter(slice(max(start - o, 0), end - o)))
-            for batch, o, n in zip(kept, offsets, sizes, strict=False)
-            if o < end and start < o + n
-        ]
-        leaves = zip(*(tensor_leaves(piece) for piece in pieces), strict=True)
-        merged = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in leaves]
-        batches.append(map_leaves(pieces[0], _in_turn(merged)))
-    return tuple(batches)
-
-
-def _in_turn(leaves: Iterable[Tensor]) -> Callable[[Any], Tensor]:
-    """For `map_leaves`: put these in the places of the leaves."""
-    left = iter(leaves)
-    return lambda _: next(left)
-
-
-def to_channels_last(leaf: Tensor) -> Tensor:
-    """Lay images out with their channels together.
-
-    Args:
-        leaf: Of any shape.
-
-    Returns:
-        The same numbers; the same tensor if it is not ``(N, C, H, W)`` and floating point.
-    """
-    if leaf.ndim != 4 or not leaf.is_floating_point():
-        return leaf
-    return leaf.contiguous(memory_format=torch.channels_last)
 
 
 def _versions(batch: Batch) -> tuple[int, ...]:

@@ -232,7 +232,7 @@ class Snapshot:
         try:
             self._writer.write(center, directions, coordinates)
         except RuntimeError:
-            self.check_unchanged()  # a parameter of another shape takes no copy
+            self._check_places()  # a parameter of another shape takes no copy
             raise
         self._point = (center, directions, coordinates)
         self._written = self._versions()
@@ -250,11 +250,7 @@ class Snapshot:
         if self._written is None:
             return
         self._check_versions()
-        for (name, _, moves), mine, now in zip(
-            self._watched, self._places, self._read_places(), strict=True
-        ):
-            if mine != now:
-                raise ModelChangedError(_changed(f"{name} was written to", moves))
+        self._check_places()
         if contents:
             self._check_contents()
 
@@ -273,6 +269,13 @@ class Snapshot:
                 (name, moves) for name, p, moves in self._watched if p is self._counting[which]
             )
             raise ModelChangedError(_changed(f"{name} was written to", moves))
+
+    def _check_places(self) -> None:
+        for (name, _, moves), mine, now in zip(
+            self._watched, self._places, self._read_places(), strict=True
+        ):
+            if mine != now:
+                raise ModelChangedError(_changed(f"{name} was written to", moves))
 
     def _check_contents(self) -> None:
         """Form the point again, elsewhere, and compare: one tensor per run of equal dtypes."""
@@ -372,10 +375,10 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _put_attributes_back(module: nn.Module, original: dict[str, Any]) -> None:
-    """Plain attributes that hold, or held, a tensor or nothing."""
+    """Plain attributes that hold, or held, a tensor or nothing; and a method that was covered."""
     for name, value in list(module.__dict__.items()):
         if name not in original:
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) or name == "forward":
                 del module.__dict__[name]
         elif value is not original[name] and any(
             v is None or isinstance(v, Tensor) for v in (value, original[name])

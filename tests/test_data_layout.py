@@ -320,5 +320,5 @@ def test_the_first_data_set_decides_for_all():
         before = engine.here()
         engine.arrange()
         assert engine.here() == pytest.approx(before, rel=1e-6)
-        assert [len(b) for b in engine._laid_out.values()] == [1, 1]
+        assert [len(b) for b in engine.laid_out.values()] == [1, 1]
         assert [len(b) for b in engine.data.values()] == [8, 6]

@@ -361,17 +361,20 @@ def test_fault_27_a_parameter_of_any_layout_and_dtype_that_changed_is_named():
             meddle(name)
 
 
-def test_fault_27_a_parameter_that_got_another_shape_is_an_error():
+@pytest.mark.parametrize("transposed", [False, True])
+def test_fault_27_a_parameter_that_got_another_shape_is_an_error(transposed):
     """Also one that is written by way of a copy, which has no place for the next point."""
-    model = kitchen()
+    model = models.mlp(3, 4, 1)
+    if transposed:
+        model[0].weight = nn.Parameter(torch.ones(3, 4).t())
     before = reference.everything(model)
 
     def meddle():
         with exclusive(ParameterSpace(model)) as snapshot:
-            model.conv.weight.data = torch.zeros(2, 5)
+            model[0].weight.data = torch.zeros(2, 5)
             snapshot.move(snapshot.center, torch.zeros(1, snapshot.space.size), [0.5])
 
-    with pytest.raises(ModelChangedError, match=r"conv\.weight was written to"):
+    with pytest.raises(ModelChangedError, match=r"0\.weight was written to"):
         meddle()
     assert reference.changes(before, reference.everything(model)) == []
 

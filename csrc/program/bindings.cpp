@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "../kernels/isa.h"
+#include "contract_bf16.h"
 #include "program.h"
 
 namespace py = pybind11;
@@ -271,7 +272,7 @@ Step step_of(const py::handle& s, const std::vector<Buffer>& buffers) {
   throw py::type_error("a step of landscapex.engine.steps is expected, got " + kind);
 }
 
-std::unique_ptr<Program> make(int64_t lanes, const py::object& description) {
+std::unique_ptr<Program> make(int64_t lanes, const py::object& description, bool bf16) {
   if (lanes < 16 || lanes % 16 != 0)
     throw py::value_error("`lanes` must be a positive multiple of 16, got " +
                           std::to_string(lanes) + ".");
@@ -298,7 +299,7 @@ std::unique_ptr<Program> make(int64_t lanes, const py::object& description) {
   }
   const auto num_weights = static_cast<int32_t>(py::len(description.attr("weights")));
   return std::make_unique<Program>(lanes, std::move(buffers), num_weights, std::move(steps),
-                                   field<int32_t>(description, "terms"), std::move(outputs));
+                                   field<int32_t>(description, "terms"), std::move(outputs), bf16);
 }
 
 // inputs: by buffer id, an array [tiles, elements, lanes] or None. weights: (array, per point).
@@ -310,8 +311,19 @@ py::tuple run(Program& program, const Longs& valid, const Longs& owner,
               bool ready) {
   if (points.ndim() != 2) throw py::value_error("`points` must be two-dimensional, [G, K].");
   Tiles tiles = {valid.size(), valid.data(), {}};
-  for (const py::object& input : inputs)
-    tiles.inputs.push_back(input.is_none() ? nullptr : input.cast<py::array>().data());
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (inputs[i].is_none()) {
+      tiles.inputs.push_back(nullptr);
+      continue;
+    }
+    const auto array = inputs[i].cast<py::array>();
+    const int64_t expected = program.input_elements(i) * program.lanes() * tiles.count;
+    if (array.itemsize() != 4 || array.size() != expected ||
+        !(array.flags() & py::array::c_style))
+      throw py::value_error("inputs must be contiguous, of 4-byte numbers [tiles, elements, lanes].");
+    tiles.inputs.push_back(array.data());
+  }
+  if (!program.has_inputs(tiles.inputs)) throw py::value_error("an input is missing.");
   const Points grid = {points.shape(0), points.shape(1), points.data()};
   std::vector<WeightData> data;
   for (const auto& [array, per_point] : weights) {
@@ -362,13 +374,19 @@ PYBIND11_MODULE(_program, m) {
   using namespace pybind11::literals;
   m.doc() = "The grid program on the CPU; landscapex.engine.compiled drives it.";
   py::class_<lx::Program>(m, "Program")
-      .def(py::init(&lx::make), "lanes"_a, "description"_a)
+      .def(py::init(&lx::make), "lanes"_a, "description"_a, "bf16"_a = false)
       .def("run", &lx::run, "valid"_a, "owner"_a, "inputs"_a, "points"_a, "weights"_a, "num_threads"_a = 1,
            "with_values"_a = false, "products"_a = py::none(), "ready"_a = false)
       .def("arena_floats", &lx::Program::arena_floats, "num_sets"_a)
       .def("affine_floats", &lx::Program::affine_floats, "num_sets"_a);
   m.def("isa", [] { return landscapex::cpu::isa_name(landscapex::cpu::isa()); });
   m.def("isas", [] { return std::string(landscapex::cpu::isa_names()); });
+  m.def("bf16_kernel", [] { return lx::bf16_kernel_name(lx::bf16_kernel()); });
+  m.def("bf16_kernels", &lx::bf16_kernels);
+  m.def("set_bf16_kernel", [](const std::string& name) {
+    if (!lx::set_bf16_kernel(name.c_str()))
+      throw py::value_error("`name` must be a bf16 kernel of this processor, got " + name);
+  });
   m.def("set_isa", [](const std::string& name) {
     if (!landscapex::cpu::set_isa(name.c_str()))
       throw py::value_error("`name` must be an instruction set of this processor, got " + name);

@@ -15,28 +15,35 @@ struct Group {
   const float *gamma, *beta;  // or null
 };
 
+// Calls `f(i, x)` for every vector of the group.
 template <int N, typename F>
-LX_INLINE void sums_of(const Group& group, Sums<N>& sums, F f) {
+LX_INLINE void each(const Group& group, F f) {
   for (int64_t c = 0; c < group.count; ++c) {
     const float* x = group.in + group.sources[c] * group.lanes;
-    for (int i = 0; i < N; ++i) sums.add(i, f(i, load(x + i * kWidth)));
-    sums.next();
+    for (int i = 0; i < N; ++i) f(i, load(x + i * kWidth));
   }
 }
 
 // Two passes, then the third that writes: a single pass would lose the variance of what lies far
-// from zero.
+// from zero; so would a mean in float32, which has two parts here.
 template <int N>
 LX_INLINE void normalize(const Group& group, bool rms, float eps) {
   const double share = 1.0 / static_cast<double>(group.count);
-  Vec mean[N] = {}, factor[N];
+  Vec mean[N] = {}, rest[N] = {}, factor[N];
   if (!rms) {
-    Sums<N> sums;
-    sums_of(group, sums, [](int, Vec x) { return x; });
-    for (int i = 0; i < N; ++i) mean[i] = narrowed(sums.total(i) * share);
+    Doubles sums[N] = {};
+    each<N>(group, [&](int i, Vec x) { sums[i] += widened(x); });
+    for (int i = 0; i < N; ++i) {
+      mean[i] = narrowed(sums[i] * share);
+      rest[i] = narrowed(sums[i] * share - widened(mean[i]));
+    }
   }
   Sums<N> squares;
-  sums_of(group, squares, [&](int i, Vec x) { return (x - mean[i]) * (x - mean[i]); });
+  each<N>(group, [&](int i, Vec x) {
+    const Vec centered = (x - mean[i]) - rest[i];
+    squares.add(i, centered * centered);
+    if (i == N - 1) squares.next();
+  });
   for (int i = 0; i < N; ++i) {
     factor[i] = 1.f / sqrt(narrowed(squares.total(i) * share + static_cast<double>(eps)));
   }
@@ -46,8 +53,8 @@ LX_INLINE void normalize(const Group& group, bool rms, float eps) {
     const Vec gamma = splat(group.gamma ? group.gamma[group.gamma_at[c]] : 1.f);
     const Vec beta = splat(group.beta ? group.beta[group.beta_at[c]] : 0.f);
     for (int i = 0; i < N; ++i) {
-      const Vec v = (load(x + i * kWidth) - mean[i]) * factor[i];
-      store(out + i * kWidth, fma(v, gamma, beta));
+      const Vec centered = (load(x + i * kWidth) - mean[i]) - rest[i];
+      store(out + i * kWidth, fma(centered * factor[i], gamma, beta));
     }
   }
 }

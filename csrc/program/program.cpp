@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "../kernels/perturb.h"
+#include "contract_bf16.h"
 #include "kernels.h"
 
 namespace landscapex::program {
@@ -36,7 +37,9 @@ Memory allocate(int64_t floats) {
 void run_step(const Step& step, const Frame& frame) {
   struct Runner {
     const Frame& frame;
-    void operator()(const Contract& s) const { run_contract(s, frame); }
+    void operator()(const Contract& s) const {
+      s.bf16 ? run_contract_rounded(s, frame) : run_contract(s, frame);
+    }
     void operator()(const Winograd& s) const { run_winograd(s, frame); }
     void operator()(const Map& s) const { run_map(s, frame); }
     void operator()(const Reduce& s) const { run_reduce(s, frame); }
@@ -169,10 +172,20 @@ struct Program::Call {
   int64_t formed_floats;
   const float* formed;           // [G, formed_floats]
   const float* zeros;
+  Bf16Kernel bf16;
+  std::vector<int64_t> rounded_at;  // by contraction in bf16: where its weights lie
+  std::vector<bool> rounded_once;   // the same for all points: they follow those that are not
+  int64_t rounded_floats, rounded_once_floats;  // of one point; of all of them
+  float* rounded;                // [G, rounded_floats], [rounded_once_floats]
+  float* rounded_at_point(int32_t number, int64_t point) const {
+    const bool once = rounded_once[number];
+    return rounded + (once ? points.count : point) * rounded_floats + rounded_at[number];
+  }
 };
 
 Program::Program(int64_t lanes, std::vector<Buffer> buffers, int32_t num_weights,
-                 std::vector<Step> steps, int32_t num_terms, std::vector<Output> outputs)
+                 std::vector<Step> steps, int32_t num_terms, std::vector<Output> outputs,
+                 bool bf16)
     : lanes_(lanes),
       buffers_(std::move(buffers)),
       num_weights_(num_weights),
@@ -180,7 +193,14 @@ Program::Program(int64_t lanes, std::vector<Buffer> buffers, int32_t num_weights
       outputs_(std::move(outputs)),
       formed_(static_cast<size_t>(num_weights)) {
   for (Step& step : steps) {
-    if (auto* c = std::get_if<Contract>(&step)) prepare(c, lanes_);
+    if (auto* c = std::get_if<Contract>(&step)) {
+      if (bf16 && buffers_[c->out].grid != Grid::kAffine) {
+        c->bf16 = bf16_layout(*c, buffers_[c->input].elements);
+        c->rounded = num_rounded_++;
+        scratch_floats_ = std::max(scratch_floats_, c->bf16->input_floats(lanes_));
+      }
+      prepare(c, lanes_);
+    }
     if (auto* w = std::get_if<Winograd>(&step))
       scratch_floats_ = std::max(scratch_floats_, winograd_scratch(*w));
     const int32_t out = written(step);
@@ -268,6 +288,34 @@ void Program::form_weights(const Call& call, int64_t point, float* formed) const
   }
 }
 
+const float* Program::weight_at(const Call& call, int32_t id, int64_t point) const {
+  const WeightData& data = call.weights[id];
+  if (call.offsets[id] >= 0) return call.formed + point * call.formed_floats + call.offsets[id];
+  return data.sets + (data.per_point ? point * data.size : 0);
+}
+
+// Weights that no direction moves are rounded once.
+void Program::place_rounded(Call* call) const {
+  call->bf16 = bf16_kernel();
+  call->rounded_at.assign(static_cast<size_t>(num_rounded_), 0);
+  call->rounded_once.assign(static_cast<size_t>(num_rounded_), false);
+  for (const Step& step : steps_) {
+    const auto* c = std::get_if<Contract>(&step);
+    if (c == nullptr || !c->bf16) continue;
+    const bool once = call->offsets[c->weight] < 0 && !call->weights[c->weight].per_point;
+    int64_t& floats = once ? call->rounded_once_floats : call->rounded_floats;
+    call->rounded_once[c->rounded] = once;
+    call->rounded_at[c->rounded] = floats;
+    floats += aligned(rounded_floats(*c, call->bf16));
+  }
+}
+
+void Program::round_step(const Call& call, const Contract& step, int64_t point) const {
+  if (!step.bf16 || (call.rounded_once[step.rounded] && point > 0)) return;
+  round_weights(step, call.bf16, weight_at(call, step.weight, point),
+                call.rounded_at_point(step.rounded, point));
+}
+
 // Where every buffer of a tile lies: inputs in the data, products where they are kept, the rest in
 // the arena.
 std::vector<float*> Program::buffers_of(const Call& call, const Arena& arena, int64_t tile) const {
@@ -341,14 +389,17 @@ void Program::evaluate(const Call& call, const Arena& arena, int64_t tile, int64
   frame.indices = indices.data();
   frame.weights = weights.data();
   frame.scratch = arena.scratch;
+  std::vector<const float*> rounded(static_cast<size_t>(num_rounded_), nullptr);
+  frame.num_buffers = static_cast<int64_t>(buffers.size());
+  frame.num_weights = num_weights_;
+  frame.bf16 = call.bf16;
+  frame.rounded = rounded.data();
   if (!shared_.empty() && call.products.data == nullptr) share(call, arena, tile);
   for (int64_t g = first; g < last; ++g) {
     for (int32_t w = 0; w < num_weights_; ++w) {
-      const WeightData& data = call.weights[w];
-      weights[w] = call.offsets[w] >= 0
-                       ? call.formed + g * call.formed_floats + call.offsets[w]
-                       : data.sets + (data.per_point ? g * data.size : 0);
+      weights[w] = weight_at(call, w, g);
     }
+    for (int32_t r = 0; r < num_rounded_; ++r) rounded[r] = call.rounded_at_point(r, g);
     for (int64_t k = 1; k < call.num_sets; ++k)
       coefficients[k] =
           static_cast<float>(call.points.coordinates[g * call.points.num_directions + k - 1]);
@@ -370,7 +421,7 @@ void Program::run(const Tiles& tiles, const Points& points, const std::vector<We
                   const Products& products, int64_t num_threads, double* sums, float* values) {
   if (tiles.count == 0 || points.count == 0) return;
   Call call = {tiles, points, weights, products, points.num_directions + 1, sums, values,
-               {},    0,      nullptr, nullptr};
+               {},    0,      nullptr, nullptr, Bf16Kernel::portable, {}, {}, 0, 0, nullptr};
   int64_t largest = 1;
   call.offsets.assign(static_cast<size_t>(num_weights_), -1);
   for (int32_t w = 0; w < num_weights_; ++w) {
@@ -385,9 +436,15 @@ void Program::run(const Tiles& tiles, const Points& points, const std::vector<We
   const Memory formed = allocate(call.formed_floats * points.count);
   call.zeros = zeros.get();
   call.formed = formed.get();
-  if (call.formed_floats > 0)
+  place_rounded(&call);
+  const Memory rounded =
+      allocate(call.rounded_floats * points.count + call.rounded_once_floats);
+  call.rounded = rounded.get();
+  if (call.formed_floats > 0 || num_rounded_ > 0)
     parallel_for(num_threads, points.count, [&](int64_t, int64_t g) {
       form_weights(call, g, formed.get() + g * call.formed_floats);
+      for (const Step& step : steps_)
+        if (const auto* c = std::get_if<Contract>(&step)) round_step(call, *c, g);
     });
 
   // Shared products are computed once per tile and block of points; where tiles are few, points

@@ -61,7 +61,7 @@ struct Points {
 class Program {
  public:
   Program(int64_t lanes, std::vector<Buffer> buffers, int32_t num_weights, std::vector<Step> steps,
-          int32_t num_terms, std::vector<Output> outputs);
+          int32_t num_terms, std::vector<Output> outputs, bool bf16 = false);
   ~Program();
 
   // Sums [tiles, G, terms], and, if wanted, the values of the outputs [tiles, G, elements, lanes].
@@ -71,6 +71,17 @@ class Program {
            const Products& products, int64_t num_threads, double* sums, float* values);
 
   int64_t lanes() const { return lanes_; }
+  // Elements of an input buffer; 0 for others.
+  int64_t input_elements(size_t id) const {
+    return id < buffers_.size() && buffers_[id].kind != Kind::kLive ? buffers_[id].elements : 0;
+  }
+  // Whether there is a pointer for every input buffer.
+  bool has_inputs(const std::vector<const void*>& inputs) const {
+    if (inputs.size() != buffers_.size()) return false;
+    for (size_t i = 0; i < inputs.size(); ++i)
+      if ((buffers_[i].kind == Kind::kLive) != (inputs[i] == nullptr)) return false;
+    return true;
+  }
   int64_t num_terms() const { return num_terms_; }
   int64_t output_elements() const { return output_elements_; }
   // Floats that one thread works in.
@@ -82,6 +93,9 @@ class Program {
   struct Arena;
   struct Call;
   void form_weights(const Call& call, int64_t point, float* formed) const;
+  const float* weight_at(const Call& call, int32_t id, int64_t point) const;
+  void place_rounded(Call* call) const;
+  void round_step(const Call& call, const Contract& step, int64_t point) const;
   std::vector<float*> buffers_of(const Call& call, const Arena& arena, int64_t tile) const;
   void share(const Call& call, const Arena& arena, int64_t tile) const;
   void evaluate(const Call& call, const Arena& arena, int64_t tile, int64_t first,
@@ -97,6 +111,7 @@ class Program {
   int64_t output_elements_ = 0;
   int64_t scratch_floats_ = 0;
   std::vector<bool> formed_;  // by weight: whether a step of a point reads it
+  int32_t num_rounded_ = 0;   // contractions in bf16
   std::vector<std::unique_ptr<Arena>> arenas_;
 };
 

@@ -48,6 +48,11 @@ LX_INLINE void for_each_output(const Reduce& step, const Frame& frame, F f) {
     const Part part = {sources + begin, coefficients ? coefficients + begin : nullptr,
                        offsets[i + 1] - begin};
     float* out = frame.buffers[step.out] + to[i] * frame.lanes;
+    if (step.act.name == Activation::relu) {
+      for (int64_t lane = 0; lane < frame.lanes; lane += kWidth)
+        store(out + lane, relu(f(part, lane)));
+      continue;
+    }
     for (int64_t lane = 0; lane < frame.lanes; lane += kWidth) store(out + lane, f(part, lane));
     if (step.act.name != Activation::none) activate(step.act, out, frame.lanes);
   }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace landscapex::program {
@@ -16,6 +17,9 @@ enum class Activation : int32_t {
   logsigmoid, exp, log, log1p, sqrt, rsqrt, square, reciprocal, abs, neg,
   sin, cos, erf, scale, shift, power, threshold,
 };
+
+enum class Bf16Kernel : int { portable, avx512, amx };
+struct Bf16Layout;  // contract_bf16.h
 
 struct Act {
   Activation name = Activation::none;
@@ -34,6 +38,9 @@ struct Frame {
   const float* const* weights;    // by id: the numbers of this point
   double* terms;                  // sums that loss steps add to
   float* scratch;                 // as much as `scratch_floats` of any step
+  int64_t num_buffers, num_weights;
+  Bf16Kernel bf16;                // of contractions with a layout for bf16
+  const float* const* rounded;    // their weights, as this kernel takes them
 };
 
 // Consecutive entries of up to four tables that grow by fixed steps: the tables of a `Map` or the
@@ -55,6 +62,8 @@ struct Contract {
   std::vector<int32_t> residual_channels;    // [G * M] or empty
   std::vector<Run> runs;                     // of at, to, residual_at
   Act act;
+  std::shared_ptr<const Bf16Layout> bf16;    // null: in fp32
+  int32_t rounded = -1;                      // number of its weights among those in bf16
 };
 
 struct Winograd {

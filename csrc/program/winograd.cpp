@@ -71,7 +71,7 @@ template <int VECS>
 void multiply(int64_t inputs, const float* in, int64_t in_step, const float* weight, float* out,
               int64_t out_step) {
   Vec sums[kRows][VECS] = {};
-  accumulate<kRows, VECS>(sums, 0, inputs, EvenTaps{in_step}, in, kWidth, weight);
+  accumulate<kRows, VECS>(sums, inputs, EvenTaps{in_step}, in, kWidth, weight);
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8

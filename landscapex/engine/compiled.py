@@ -26,6 +26,7 @@ from landscapex.engine.packing import (
     slot_values,
 )
 from landscapex.engine.plan import NotCapturedError, Plan
+from landscapex.engine.steps import GruCell, LstmCell
 from landscapex.parameters import ParameterSpace
 
 MOST_FORMS = 8  # of batches: each needs a plan of its own
@@ -34,6 +35,10 @@ _MOST_POINTS = 256  # of one call
 _PRODUCT_BYTES = 256 << 20  # of shared products that are kept from call to call
 _CACHE_FLOATS = 1 << 18  # of a tile that stays in the second-level cache
 _LANES = {48: 1.0, 32: 1.06, 16: 1.15}  # of a tile: work per lane, about, where all of it fits
+# With AMX, reading the weights once per tile is what takes the time, and vectors come in pairs;
+# processors that have it have 2 MiB of second-level cache.
+_AMX_LANES = {96: 1.0, 64: 1.06, 32: 1.3, 16: 1.4}
+_AMX_CACHE_FLOATS = 1 << 19
 
 
 def unavailable() -> str | None:
@@ -52,27 +57,32 @@ class Captured:
         plan: The captured model.
         share: Whether products may be shared among points.
         metrics: Built-in metrics of the objective.
+        bf16: Whether linear layers and convolutions round their inputs and weights to bf16.
     """
 
-    def __init__(self, plan: Plan, metrics: Sequence[Any], *, share: bool = True) -> None:
-        self.plan = plan
+    def __init__(
+        self, plan: Plan, metrics: Sequence[Any], *, share: bool = True, bf16: bool = False
+    ) -> None:
+        self.plan, self.bf16 = plan, bf16
         rules = [m.rule for m in metrics]
-        self.lowered: Lowered = lower(plan, metrics=rules, share=share)
-        self._programs: dict[int, Any] = {}
+        self.lowered: Lowered = lower(plan, metrics=rules, share=share, winograd=not bf16)
+        self._programs: dict[tuple[int, bool], Any] = {}
 
-    def program(self, lanes: int) -> Any:
+    def program(self, lanes: int, *, exact: bool = False) -> Any:
         """The native program for tiles of so many lanes.
 
         Args:
             lanes: A multiple of 16.
+            exact: Whether it is to compute in fp32 in any case.
 
         Returns:
             A ``landscapex._program.Program``.
         """
-        if lanes not in self._programs:
+        key = (lanes, self.bf16 and not exact)
+        if key not in self._programs:
             native = importlib.import_module("landscapex._program")
-            self._programs[lanes] = native.Program(lanes, self.lowered.program)
-        return self._programs[lanes]
+            self._programs[key] = native.Program(lanes, self.lowered.program, bf16=key[1])
+        return self._programs[key]
 
     def lanes(self, samples: int, num_sets: int) -> int:
         """Samples per tile: as many as the cache holds, without much waste in the last tile.
@@ -82,13 +92,15 @@ class Captured:
             num_sets: K + 1.
 
         Returns:
-            16, 32 or 48.
+            16, 32 or 48; up to 96 with AMX.
         """
         per_lane = self.program(16).arena_floats(num_sets) / 16
+        amx = self.bf16 and bf16_kernel() == "amx"
+        choices, most = (_AMX_LANES, _AMX_CACHE_FLOATS) if amx else (_LANES, _CACHE_FLOATS)
         costs = {
             lanes: -(-samples // lanes) * lanes * cost
-            for lanes, cost in _LANES.items()
-            if lanes == 16 or per_lane * lanes <= _CACHE_FLOATS
+            for lanes, cost in choices.items()
+            if lanes == 16 or per_lane * lanes <= most
         }
         return min(costs, key=lambda lanes: (costs[lanes], -lanes))
 
@@ -373,6 +385,15 @@ def threads() -> int:
     return max(1, min(torch.get_num_threads(), os.cpu_count() or 1))
 
 
+def bf16_kernel() -> str:
+    """Which instructions multiply numbers of bf16 here.
+
+    Returns:
+        ``"amx"``, ``"avx512_bf16"``, or ``"portable"``: rounded to bf16, multiplied in fp32.
+    """
+    return str(importlib.import_module("landscapex._program").bf16_kernel())
+
+
 def refuse(eager: EagerEngine) -> None:
     """Refuse settings that only the eager engine serves.
 
@@ -392,7 +413,7 @@ def refuse(eager: EagerEngine) -> None:
         raise NotCapturedError(f"parameters are {', '.join(sorted(odd))}")
     if eager.bn != "eval" and batch_norms(space.model):
         raise NotCapturedError(f"bn={eager.bn!r} makes batch norm depend on the batch")
-    if eager.precision not in ("model", "fp32"):
+    if eager.precision not in ("model", "fp32", "bf16"):
         raise NotCapturedError(f"precision={eager.precision!r}")
     if eager.common_seed:
         raise NotCapturedError("check=False asks for random draws")
@@ -461,13 +482,14 @@ class PlanCache:
             From the cache if it is there.
         """
         key = (form, moving)
+        bf16 = eager.precision == "bf16"
         if key in self._plans:
             self.reused = True
         else:
             self._plans[key] = capture(eager.space.model, eager.measure, batch, moving=moving)
-        if key not in self._captured:
-            self._captured[key] = Captured(self._plans[key], eager.measure.metrics)
-        return self._captured[key]
+        if (key, bf16) not in self._captured:
+            self._captured[key, bf16] = Captured(self._plans[key], eager.measure.metrics, bf16=bf16)
+        return self._captured[key, bf16]
 
 
 def compile_engine(

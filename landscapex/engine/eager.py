@@ -14,6 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from landscapex.batches import FrozenBatches
 from landscapex.engine.layout import Layout, choose_layout
+from landscapex.engine.onednn import covered_linear
 from landscapex.errors import ArgumentError, EmptyDataError, LossError
 from landscapex.grid import AXIS_NAMES
 from landscapex.guard import Snapshot, common_draws
@@ -56,6 +57,7 @@ class EagerEngine:
 
     Attributes:
         layout: How the losses see the data; that of the user until `arrange` is called.
+        laid_out: The data in this layout.
     """
 
     name = "eager"
@@ -75,7 +77,7 @@ class EagerEngine:
         self.measure = measure
         self.data = dict(data)
         self.layout = Layout()
-        self._laid_out = self.data
+        self.laid_out = self.data
         self.bn = bn
         self.precision = precision
         self.weight_decay = weight_decay
@@ -98,12 +100,12 @@ class EagerEngine:
             The layout.
         """
         if layout is None:
-            layout = Layout()
-            if self.bn == "eval" or not self._norms:
-                with self._draws(), torch.no_grad(), self._mode():
-                    layout = choose_layout(self.space.model, self.measure, self.data)
+            regroup = self.bn == "eval" or not self._norms
+            with self._draws(), torch.no_grad(), self._mode():
+                model, measure = self.space.model, self.measure
+                layout = choose_layout(model, measure, self.data, regroup=regroup)
         self.layout = layout
-        self._laid_out = {name: layout.apply(batches) for name, batches in self.data.items()}
+        self.laid_out = {name: layout.apply(batches) for name, batches in self.data.items()}
         return layout
 
     def losses(
@@ -174,13 +176,13 @@ class EagerEngine:
         if self._shared:
             self._reset_modes()
             return self._values(stop)
-        with self._draws(), self._grad_mode(), self._mode():
+        with self._draws(), self._grad_mode(), self._mode(), self._kernels():
             return self._values(stop)
 
     def _values(self, stop: Stop | None) -> tuple[list[float], tuple[str, ...]]:
         values: list[float] = []
         names: tuple[str, ...] = ()
-        for name, batches in self._laid_out.items():
+        for name, batches in self.laid_out.items():
             totals = Totals()
             for terms in self._terms(batches, name, stop):
                 totals.add(terms)
@@ -250,13 +252,18 @@ class EagerEngine:
             return contextlib.nullcontext()
         return common_draws(_COMMON_SEED)
 
+    def _kernels(self) -> contextlib.AbstractContextManager[None]:
+        if not self.layout.onednn_linear:
+            return contextlib.nullcontext()
+        return covered_linear(self.space.model)
+
     @contextlib.contextmanager
     def _shared_modes(self) -> Iterator[None]:
         """Enter once what is the same at many points: beside a small network it counts."""
         recomputes = self.bn == "recompute" and bool(self._norms)
         self._shared = self.precision == "model" and not self.common_seed and not recomputes
         try:
-            with self._grad_mode():
+            with self._grad_mode(), self._kernels() if self._shared else contextlib.nullcontext():
                 yield
         finally:
             self._shared = False

@@ -7,7 +7,7 @@ has the same batches and the same bits. They were found by timing; see `batch_si
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from operator import itemgetter
 from typing import Any
 
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from landscapex._batch import Batch, map_leaves, predict, tensor_leaves
-from landscapex.batches import FrozenBatches, to_channels_last
+from landscapex._batch import Batch, map_leaves, predict, tensor_leaves, to_channels_last
+from landscapex.batches import FrozenBatches
+from landscapex.engine.onednn import linear_is_faster, linear_modules
 from landscapex.losses import Measure
 from landscapex.reductions import output_tensors
 
@@ -35,10 +36,12 @@ class Layout:
     Attributes:
         batch: Samples per batch; None leaves the user's batches as they are.
         channels_last: Whether the channels of images are together.
+        onednn_linear: Whether oneDNN computes linear layers.
     """
 
     batch: int | None = None
     channels_last: bool = False
+    onednn_linear: bool = False
 
     def apply(self, batches: FrozenBatches) -> FrozenBatches:
         """Lay batches out.
@@ -62,7 +65,9 @@ class Layout:
         return asdict(self)
 
 
-def choose_layout(model: nn.Module, measure: Measure, data: Mapping[str, FrozenBatches]) -> Layout:
+def choose_layout(
+    model: nn.Module, measure: Measure, data: Mapping[str, FrozenBatches], *, regroup: bool = True
+) -> Layout:
     """Find a layout by a rule, and make sure that the model gives the same outputs in it.
 
     Eight samples go through the model, and three of them again; buffers are lent to it as copies.
@@ -71,12 +76,18 @@ def choose_layout(model: nn.Module, measure: Measure, data: Mapping[str, FrozenB
         model: In the mode of the evaluation.
         measure: The loss.
         data: Batches by name; the first decides.
+        regroup: Whether the options of the run let samples be regrouped.
 
     Returns:
-        The layout; that of the user where samples may not be regrouped, or meet in the model
-        (batch statistics, contrast within a batch).
+        The layout. Batches are those of the user where samples may not be regrouped, or meet in the
+        model (batch statistics, contrast within a batch).
     """
-    first = next(iter(data.values()))
+    layout = _choose_batches(model, measure, next(iter(data.values()))) if regroup else Layout()
+    linear = linear_is_faster() and bool(linear_modules(model))
+    return replace(layout, onednn_linear=linear)
+
+
+def _choose_batches(model: nn.Module, measure: Measure, first: FrozenBatches) -> Layout:
     if (
         not measure.regroupable
         or first.device.type != "cpu"
@@ -202,7 +213,7 @@ def _same_samples(expected: list[Tensor], found: list[Tensor]) -> bool:
     for a, b in zip(expected, found, strict=True):
         if a.ndim == 0 or a[_AGAIN].shape != b.shape or not a.is_floating_point():
             return False
-        a, b = a[_AGAIN].double(), b.double()
+        a, b = a[_AGAIN].detach().double(), b.detach().double()
         scale = float(a.abs().nan_to_num(posinf=0.0).amax()) if a.numel() else 0.0
         if not torch.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE * scale, equal_nan=True):
             return False

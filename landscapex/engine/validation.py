@@ -7,6 +7,7 @@ alias or a frozen slot is invisible at the centre.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator
 
@@ -28,6 +29,8 @@ EXACT = 4e-6  # relative to the largest output, against the model in float64: ro
 LOSS = 1e-5  # relative; small losses of large outputs have fewer digits than these
 AS_EAGER = 4.0  # or as many times the error of the eager model
 LOOSE = 1e-5  # against the eager model, where it cannot run in float64
+ROUNDED = 3e-2  # relative to the largest output, of programs that round to bf16
+AS_AUTOCAST = 3.0  # or as many times the error of the eager model under autocast
 _SEED = 0x5EED
 
 
@@ -72,10 +75,14 @@ def validate(
         double = None
     try:
         for captured, batch in _samples(engine):
-            compared = _program_values(engine, captured, batch, points)
+            # the program itself is compared in fp32, where a wrong one cannot hide
+            compared = _program_values(engine, captured, batch, points, exact=True)
+            rounded = _program_values(engine, captured, batch, points) if captured.bf16 else None
             for g, coordinates in enumerate(points.tolist()):
                 snapshot.move(center, directions, coordinates)
-                _compare(captured, eager, double, batch, compared[g], coordinates)
+                reference = _compare(captured, eager, double, batch, compared[g], coordinates)
+                if rounded is not None:
+                    _compare_rounded(captured, eager, batch, rounded[g], reference, coordinates)
     finally:
         snapshot.move(center, directions[:0], [])
 
@@ -104,12 +111,17 @@ def _cut(batch: Batch, size: int) -> Batch:
 
 
 def _program_values(
-    engine: CompiledEngine, captured: Captured, batch: Batch, points: np.ndarray
+    engine: CompiledEngine,
+    captured: Captured,
+    batch: Batch,
+    points: np.ndarray,
+    *,
+    exact: bool = False,
 ) -> np.ndarray:
     """At each point, the entries of the model's output for all samples, and the loss."""
     computed = captured.computed(batch)
     tiles = pack_samples(captured.lowered, captured.plan.values, [[computed]], 16)
-    sums, values = captured.program(16).run(
+    sums, values = captured.program(16, exact=exact).run(
         tiles.valid, tiles.owner, list(tiles.inputs), points, engine.weights(captured, points),
         threads(), with_values=True,
     )  # fmt: skip
@@ -129,7 +141,8 @@ def _compare(
     batch: Batch,
     found: np.ndarray,
     coordinates: list[float],
-) -> None:
+) -> np.ndarray:
+    """Returns what the model gives, in float64 if it can."""
     single = _eager_values(captured, eager, eager.space.model, batch)
     exact = None
     if double is not None:
@@ -159,19 +172,47 @@ def _compare(
             )
         if len(reference) > 1 and np.isfinite(off) and reference[-1] != 0:
             spread = 2 * off * np.abs(reference[:-1]).max() / np.abs(reference[-1])
+    return reference
+
+
+def _compare_rounded(
+    captured: Captured,
+    eager: EagerEngine,
+    batch: Batch,
+    found: np.ndarray,
+    reference: np.ndarray,
+    coordinates: list[float],
+) -> None:
+    autocast = _eager_values(captured, eager, eager.space.model, batch, rounded=True)
+    # losses are left out: small ones are differences of large outputs
+    limit = max(ROUNDED, AS_AUTOCAST * _distance(autocast[:-1], reference[:-1]))
+    off = _distance(found[:-1].astype(np.float64), reference[:-1])
+    if not off <= limit:
+        at = ", ".join(f"{c:.3g}" for c in coordinates)
+        raise NotCapturedError(
+            f"bf16 gives another output than the model: {off:.1e} off at ({at}), "
+            f"{limit:.1e} allowed"
+        )
 
 
 def _eager_values(
-    captured: Captured, eager: EagerEngine, model: nn.Module, batch: Batch
+    captured: Captured,
+    eager: EagerEngine,
+    model: nn.Module,
+    batch: Batch,
+    *,
+    rounded: bool = False,
 ) -> np.ndarray:
-    with eager._grad_mode(), eager._mode():
+    # without autocast, unless it is what is wanted
+    exact = contextlib.nullcontext() if rounded else torch.autocast("cpu", enabled=False)
+    with eager._grad_mode(), eager._mode(), exact:
         loss, outputs, _ = eager.measure.captured(model, batch)
     parts = []
     if outputs and captured.lowered.program.outputs:
         value = captured.plan.values[captured.plan.outputs[1]]
-        parts.append(per_sample(outputs[0].detach(), value).reshape(-1))
-    parts.append(loss.detach().reshape(1).numpy())
-    return np.concatenate(parts).astype(np.float64)
+        parts.append(per_sample(outputs[0].detach().double(), value).reshape(-1))
+    parts.append(loss.detach().double().reshape(1).numpy())
+    return np.concatenate(parts)
 
 
 def _widened(leaf: object) -> object:

@@ -26,7 +26,12 @@ from landscapex.metrics import Rule
 
 
 def lower(
-    plan: Plan, *, metrics: Sequence[Rule] = (), share: bool = True, simplify: bool = True
+    plan: Plan,
+    *,
+    metrics: Sequence[Rule] = (),
+    share: bool = True,
+    simplify: bool = True,
+    winograd: bool = True,
 ) -> Lowered:
     """Write a captured model as a grid program.
 
@@ -35,6 +40,7 @@ def lower(
         metrics: Rules of metrics with hits, as `losses.hits` reads them.
         share: Whether products of inputs with weights are shared among the points of a grid.
         simplify: Whether to merge steps and memory, as `optimize` does.
+        winograd: See `optimize`.
 
     Returns:
         The program and what it needs from outside.
@@ -60,7 +66,9 @@ def lower(
         tuple(low.buffers), tuple(low.weights), tuple(low.steps), low.terms, tuple(outputs)
     )
     lowered = Lowered(program, tuple(low.inputs), tuple(low.slots), low.derived, loss, hits)
-    return _needed_slots(optimize(lowered) if simplify else lowered, len(plan.slots))
+    if simplify:
+        lowered = optimize(lowered, winograd=winograd)
+    return _needed_slots(lowered, len(plan.slots))
 
 
 def _needed_slots(lowered: Lowered, given: int) -> Lowered:

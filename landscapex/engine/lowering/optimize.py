@@ -12,7 +12,7 @@ from landscapex.engine.lowering.storage import assign_storage
 from landscapex.engine.lowering.winograd import use_winograd
 
 
-def optimize(lowered: Lowered) -> Lowered:
+def optimize(lowered: Lowered, *, winograd: bool = True) -> Lowered:
     """Rewrite a program: same sums, same outputs.
 
     Elementwise steps join the step before them, values are written where they are needed (with a
@@ -21,6 +21,7 @@ def optimize(lowered: Lowered) -> Lowered:
 
     Args:
         lowered: As the handlers made it.
+        winograd: Whether 3 x 3 convolutions may use it; its transforms need the digits of fp32.
 
     Returns:
         With a new program; buffers and weights are numbered anew.
@@ -33,6 +34,7 @@ def optimize(lowered: Lowered) -> Lowered:
         changed |= fuse_maps(editor)
         changed |= remove_copies(editor)
     editor.prune()
-    use_winograd(editor)
+    if winograd:
+        use_winograd(editor)
     result = editor.result()
     return replace(result, program=assign_storage(result.program))

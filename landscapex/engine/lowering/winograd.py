@@ -9,7 +9,7 @@ import numpy as np
 from landscapex.engine.lowering.editor import Editor
 from landscapex.engine.steps import Contract, Grid, Table, Term, Weight, Winograd, contract_order
 
-_LEAST_INPUTS = 32  # fewer do not repay the transforms
+_LEAST_INPUTS = 32  # fewer do not repay the transforms, and the loss of digits
 
 
 def use_winograd(editor: Editor) -> None:
