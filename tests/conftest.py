@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,15 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import real_data
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
-# `make data` unpacks here what a package manager did not install.
-FASHION_MNIST = [
-    Path("/usr/share/datasets/fashion-mnist"),
-    ROOT / ".venv/datasets/usr/share/datasets/fashion-mnist",
-]
 # Reason -> what to do about it; printed once however many tests were skipped.
 NEEDS = {
     "needs the folder of real data": "give one with --data DIR",
@@ -32,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--data",
         type=Path,
-        default=ROOT.parent / "shared" / "data",
+        default=real_data.CIFAR_FOLDER,
         metavar="DIR",
         help="folder of real data (CIFAR-10 as JPEG, ...); tests that need it skip without it",
     )
@@ -102,48 +96,21 @@ def data_dir(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(scope="session")
 def cifar10_test(data_dir: Path) -> tuple[Tensor, Tensor]:
-    """The first 100 test images of each CIFAR-10 class, in the order of the file.
-
-    Inputs (1000, 3, 32, 32) float32, normalised as the ResNet-20 of `models` was trained; labels.
-    """
-    from io import BytesIO
-
-    from PIL import Image
-
-    path = data_dir / "cifar10_jpeg_test.npz"
-    if not path.is_file():
+    """100 test images of each CIFAR-10 class, and their labels."""
+    found = real_data.cifar10_test(data_dir)
+    if found is None:
         pytest.skip("needs the folder of real data")
-    with np.load(path) as file:
-        jpeg, offset, label = file["jpeg"], file["offset"], file["label"].astype(np.int64)
-    chosen = np.sort(np.concatenate([np.flatnonzero(label == c)[:100] for c in range(10)]))
-    images = [
-        np.asarray(Image.open(BytesIO(jpeg[offset[i] : offset[i + 1]].tobytes()))) for i in chosen
-    ]
-    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-    return (x - mean) / std, torch.from_numpy(label[chosen])
+    return found
 
 
 @pytest.fixture(scope="session")
 def fashion_mnist() -> Callable[[str, int], tuple[Tensor, Tensor]]:
     """`fashion_mnist("t10k", n)`: the first n images (n, 1, 28, 28) float32 in [0, 1], labels."""
-    folder = next((path for path in FASHION_MNIST if path.is_dir()), None)
-    if folder is None:
-        pytest.skip("needs Fashion-MNIST")
 
     def load(part: str, count: int) -> tuple[Tensor, Tensor]:
-        images = _read_idx(folder / f"{part}-images-idx3-ubyte.gz")[:count]
-        labels = _read_idx(folder / f"{part}-labels-idx1-ubyte.gz")[:count]
-        return torch.from_numpy(images)[:, None].float() / 255, torch.from_numpy(labels).long()
+        found = real_data.fashion_mnist(part, count)
+        if found is None:
+            pytest.skip("needs Fashion-MNIST")
+        return found
 
     return load
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    """An array of bytes in IDX format: a magic number whose last byte is ndim, sizes, entries."""
-    with gzip.open(path) as file:
-        content = file.read()
-    ndim = content[3]
-    shape = np.frombuffer(content, ">i4", ndim, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy()

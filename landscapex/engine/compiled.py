@@ -26,7 +26,6 @@ from landscapex.engine.packing import (
     slot_values,
 )
 from landscapex.engine.plan import NotCapturedError, Plan
-from landscapex.engine.steps import GruCell, LstmCell
 from landscapex.parameters import ParameterSpace
 
 MOST_FORMS = 8  # of batches: each needs a plan of its own

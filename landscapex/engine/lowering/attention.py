@@ -11,9 +11,9 @@ from torch import Tensor, fx
 from landscapex.engine.lowering.contractions import is_weight, weighted
 from landscapex.engine.lowering.core import Lanes, Lowering, handles
 from landscapex.engine.lowering.reductions import softmax
-from landscapex.engine.lowering.samples import opname
 from landscapex.engine.lowering.values import as_lanes
 from landscapex.engine.plan import NotCapturedError
+from landscapex.engine.sharing import operator_name
 from landscapex.engine.steps import MatMul, table
 
 
@@ -44,7 +44,7 @@ def _apart(low: Lowering, node: fx.Node, factors: int) -> None:
     """Refuse products over or between samples: those lie along the axes before the last two."""
     for argument in node.args[:factors]:
         if any(axis >= len(low.shape(argument)) - 2 for axis in low.batch_axes(argument)):
-            raise NotCapturedError(f"{opname(node.target)} mixes samples")
+            raise NotCapturedError(f"{operator_name(node)} mixes samples")
 
 
 @handles("matmul", "mm", "bmm")

@@ -27,8 +27,9 @@ from landscapex.engine.lowering.lanes import (
     Scalar,
     Several,
 )
-from landscapex.engine.lowering.samples import opname, outer_rows
+from landscapex.engine.lowering.samples import outer_rows
 from landscapex.engine.plan import NotCapturedError, Plan, Slot, Value
+from landscapex.engine.sharing import operator_name
 from landscapex.engine.steps import (
     NONE,
     Activation,
@@ -45,7 +46,7 @@ from landscapex.engine.steps import (
 
 __all__ = [
     "Denominator", "Entries", "FromBatch", "Input", "Lanes", "Lowered", "Lowering", "Part",
-    "Scalar", "flat", "handles", "opname",
+    "Scalar", "flat", "handles",
 ]  # fmt: skip
 
 Handler = Callable[..., Any]
@@ -57,7 +58,7 @@ def handles(*names: str, weights: bool = False) -> Callable[[Handler], Handler]:
     """Register a function ``f(lowering, node, *arguments)`` for operators on live values.
 
     Args:
-        names: As `opname` writes them.
+        names: As `operator_name` writes them.
         weights: Whether it is also for `Entries`; torch computes others once per grid point.
 
     Returns:
@@ -148,7 +149,7 @@ class Lowering:
         return slot.tensor.detach()
 
     def _call(self, node: fx.Node) -> Any:
-        name, meta = opname(node.target), node.meta.get("val")
+        name, meta = operator_name(node), node.meta.get("val")
         if name == "sym_size.int":
             return self._size(*node.args)
         if name == "_assert_tensor_metadata":

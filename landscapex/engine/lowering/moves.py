@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from landscapex.engine.lowering.core import Entries, FromBatch, Lanes, Lowering, Scalar, handles
-from landscapex.engine.lowering.samples import opname
 from landscapex.engine.plan import NotCapturedError
+from landscapex.engine.sharing import operator_name
 from landscapex.engine.steps import Grid
 
 _NEAREST = ("upsample_nearest1d.vec", "upsample_nearest2d.vec", "upsample_nearest3d.vec")
@@ -33,15 +33,15 @@ def _move(low: Lowering, node: fx.Node, *arguments: Any) -> Any:
         return source
     if not isinstance(source, Lanes | Entries):  # a constant, indexed by something that is not
         raise NotCapturedError("indices that depend on the batch or the parameters")
-    if opname(node.target) == "index.Tensor":
+    if operator_name(node) == "index.Tensor":
         arguments = (source, _own_samples(low, node, arguments[1]))
     # torch interpolates floating point only
-    floating = opname(node.target) in _NEAREST
+    floating = operator_name(node) in _NEAREST
     args = [_table(a, floating=floating) for a in arguments]
     schema = node.target._schema.arguments  # type: ignore[union-attr]
     named = {a.name: v for a, v in zip(schema, args, strict=True) if a.kwarg_only}
     # a table may have other strides than the tensor that it stands for
-    views = opname(node.target) in ("view", "_unsafe_view")
+    views = operator_name(node) in ("view", "_unsafe_view")
     target: Any = torch.ops.aten.reshape.default if views else node.target
     result = target(*args[: len(args) - len(named)], **named)
     if isinstance(result, Tensor):
@@ -72,9 +72,9 @@ def _own_samples(low: Lowering, node: fx.Node, indices: Sequence[Any]) -> list[A
             continue
         given: Any = node.args[1][axis]  # type: ignore[index]
         shape = low.shape(given)
-        while opname(given.target) in ("view", "unsqueeze"):
+        while operator_name(given) in ("view", "unsqueeze"):
             given = given.args[0]
-        if not opname(given.target).startswith("arange"):
+        if not operator_name(given).startswith("arange"):
             raise NotCapturedError("index.Tensor mixes samples: it picks some of them")
         indices[axis] = torch.arange(math.prod(shape)).view(shape)
     return indices
@@ -181,7 +181,7 @@ def _join(low: Lowering, node: fx.Node, tensors: Sequence[Any], dim: int) -> Lan
         for t, nothing in zip(tensors, empty, strict=True)
         if not nothing
     ]
-    join = torch.stack if opname(node.target) == "stack" else torch.cat
+    join = torch.stack if operator_name(node) == "stack" else torch.cat
     lanes = [p for p in parts if isinstance(p, Lanes)]
     if len(lanes) == len(parts) and len({(p.buffer, p.fill) for p in lanes}) == 1:
         return low.moved(lanes[0], join([p.index for p in lanes], dim))

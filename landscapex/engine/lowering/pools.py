@@ -12,9 +12,9 @@ from torch import Tensor, fx
 
 from landscapex.engine.lowering.core import Lanes, Lowering, flat, handles
 from landscapex.engine.lowering.reductions import summed_grid
-from landscapex.engine.lowering.samples import opname
 from landscapex.engine.lowering.values import separate
 from landscapex.engine.plan import NotCapturedError
+from landscapex.engine.sharing import operator_name
 from landscapex.engine.steps import Grid, Reduce, table
 
 
@@ -127,7 +127,7 @@ def _max_pool(
     dilation: list[int],
     ceil_mode: bool,
 ) -> Lanes:
-    axes = int(opname(node.target)[8])
+    axes = int(operator_name(node)[8])
     options = (_numbers(o, axes) for o in (kernel, stride or kernel, padding, dilation))
     sizes, outputs = low.lanes(x).shape[-axes:], low.shape(node)[-axes:]
     positions = [_positions(*one) for one in zip(sizes, outputs, *options, strict=True)]
@@ -153,7 +153,7 @@ def _avg_pool(
     count_include_pad: bool,
     divisor_override: int | None = None,
 ) -> Lanes:
-    axes = int(opname(node.target)[8])
+    axes = int(operator_name(node)[8])
     windows, steps, margins = (_numbers(o, axes) for o in (kernel, stride or kernel, padding))
     sizes, outputs = low.lanes(x).shape[-axes:], low.shape(node)[-axes:]
     positions = [
@@ -201,7 +201,7 @@ def _adaptive_positions(low: Lowering, node: fx.Node, x: Any, axes: int) -> list
 @handles("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
 @handles("_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
 def _adaptive_avg_pool(low: Lowering, node: fx.Node, x: Any, size: Any) -> Lanes:
-    axes = int(opname(node.target).lstrip("_")[17])
+    axes = int(operator_name(node).lstrip("_")[17])
     positions = _adaptive_positions(low, node, x, axes)
     divisor = _outer([(p >= 0).sum(1) for p in positions])
     return _windowed(low, node, "sum", x, positions, divisor=divisor)
@@ -209,7 +209,7 @@ def _adaptive_avg_pool(low: Lowering, node: fx.Node, x: Any, size: Any) -> Lanes
 
 @handles("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
 def _adaptive_max_pool(low: Lowering, node: fx.Node, x: Any, size: Any) -> tuple[Lanes, None]:
-    axes = int(opname(node.target)[17])
+    axes = int(operator_name(node)[17])
     return _windowed(low, node, "max", x, _adaptive_positions(low, node, x, axes)), None
 
 

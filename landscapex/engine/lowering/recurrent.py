@@ -16,9 +16,9 @@ from torch import Tensor, fx
 
 from landscapex.engine.lowering.contractions import grid_of
 from landscapex.engine.lowering.core import Entries, Lanes, Lowering, flat, handles
-from landscapex.engine.lowering.samples import opname
 from landscapex.engine.lowering.values import as_lanes, separate
 from landscapex.engine.plan import NotCapturedError
+from landscapex.engine.sharing import operator_name
 from landscapex.engine.steps import (
     NONE,
     Activation,
@@ -280,7 +280,7 @@ def _recurrent(
         raise NotCapturedError("a recurrent net without batch axis")
     separate(low, node, [1 if batch_first else 0, 2])
     x = low.moved(x, x.index.transpose(0, 1)) if batch_first else x
-    name, directions = opname(node.target).split(".")[0].removeprefix("rnn_"), 1 + bidirectional
+    name, directions = operator_name(node).split(".")[0].removeprefix("rnn_"), 1 + bidirectional
     each = len(params) // (layers * directions)
     given = [_given(low, state) for state in states]
     ends: list[_State] = []
@@ -336,7 +336,7 @@ def _one_state(low: Lowering, node: fx.Node, x: Any, state: Any, *rest: Any) -> 
 def _single(low: Lowering, node: fx.Node, x: Any, states: Sequence[Any], params: Any) -> _State:
     """One step of a cell that stands by itself."""
     separate(low, node, [1])
-    name = opname(node.target).removesuffix("_cell").removeprefix("rnn_")
+    name = operator_name(node).removesuffix("_cell").removeprefix("rnn_")
     tensors = [p for p in params if p is not None]
     cell = _cell(low, name, tensors, biases=len(tensors) > 2)
     x = low.full(x)

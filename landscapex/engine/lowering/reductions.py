@@ -12,9 +12,9 @@ from torch import Tensor, fx
 
 from landscapex.engine.lowering.core import Lanes, Lowering, Scalar, flat, handles
 from landscapex.engine.lowering.losses import total
-from landscapex.engine.lowering.samples import opname
 from landscapex.engine.lowering.values import separate
 from landscapex.engine.plan import NotCapturedError
+from landscapex.engine.sharing import operator_name
 from landscapex.engine.steps import (
     NONE,
     Activation,
@@ -114,14 +114,14 @@ def _of_all(low: Lowering, node: fx.Node, x: Any, dtype: Any = None) -> Scalar:
     _float32(dtype)
     if isinstance(x, Scalar):
         return x
-    return total(low, x, mean=opname(node.target) == "mean")
+    return total(low, x, mean=operator_name(node) == "mean")
 
 
 @handles("mean.dim", "sum.dim_IntList")
 def _along(
     low: Lowering, node: fx.Node, x: Any, dim: Any, keepdim: bool, dtype: Any
 ) -> Lanes | Scalar:
-    mean = opname(node.target) == "mean.dim"
+    mean = operator_name(node) == "mean.dim"
     if isinstance(x, Scalar) or (not keepdim and _whole(low, node, dim)):
         return _of_all(low, node, x, dtype) if isinstance(x, Scalar) else total(low, x, mean=mean)
     _float32(dtype)
@@ -136,14 +136,14 @@ def _whole(low: Lowering, node: fx.Node, dim: Any) -> bool:
 
 @handles("amax", "amin")
 def _extreme(low: Lowering, node: fx.Node, x: Any, dim: Any, keepdim: bool) -> Lanes:
-    return _reduction(low, node, opname(node.target)[1:], x, dim)
+    return _reduction(low, node, operator_name(node)[1:], x, dim)
 
 
 @handles("max.dim", "min.dim")
 def _extreme_along(
     low: Lowering, node: fx.Node, x: Any, dim: int, keepdim: bool
 ) -> tuple[Lanes, None]:
-    return _reduction(low, node, opname(node.target)[:3], x, dim), None
+    return _reduction(low, node, operator_name(node)[:3], x, dim), None
 
 
 @handles("prod.dim_int")
@@ -168,7 +168,7 @@ def _variance(low: Lowering, node: fx.Node, x: Any, dim: Any, given: Any, keepdi
         raise NotCapturedError("a variance without degrees of freedom")
     mean = _reduce(low, "sum", x, axes, _kept(x.shape, axes), scale=1.0 / count)
     square = low.elementwise("sub", x.shape, x, mean, activation=Activation("square"))
-    root = Activation("sqrt") if opname(node.target).startswith("std") else NONE
+    root = Activation("sqrt") if operator_name(node).startswith("std") else NONE
     scale = 1.0 / (count - correction)
     return _reduce(
         low, "sum", square, axes, low.shape(node), scale=scale, activation=root, name=node.name
@@ -219,7 +219,7 @@ def _softmax(low: Lowering, node: fx.Node, x: Any, dim: int, dtype: Any) -> Lane
     x = low.full(x)
     axis = dim % len(x.shape)
     separate(low, node, [axis])
-    name = opname(node.target)
+    name = operator_name(node)
     return softmax(low, x, axis, log="log" in name, safe="safe" in name, name=node.name)
 
 

@@ -11,10 +11,10 @@ import math
 import operator
 from typing import Any
 
-import torch
 from torch import fx
 
 from landscapex.engine.plan import NotCapturedError, Plan, Value
+from landscapex.engine.sharing import operator_name
 
 _VIEWS = {"view", "_unsafe_view", "reshape", "flatten.using_ints", "unflatten.int", "unsqueeze",
           "squeeze", "squeeze.dim", "squeeze.dims", "view_as", "reshape_as"}  # fmt: skip
@@ -25,21 +25,6 @@ _ALONG = {
     "softmax.int": 1, "_softmax": 1, "log_softmax.int": 1, "_log_softmax": 1, "cumsum": 1,
     "max.dim": 1, "min.dim": 1, "glu": 1,
 }  # fmt: skip
-
-
-def opname(target: Any) -> str:
-    """``"relu"``, ``"add.Tensor"``: an operator's name, with its overload unless that is default.
-
-    Args:
-        target: Of a call_function node.
-
-    Returns:
-        The name.
-    """
-    if isinstance(target, torch._ops.OpOverload):
-        name, overload = target._schema.name.split("::")[1], target._overloadname
-        return name if overload in ("", "default") else f"{name}.{overload}"
-    return getattr(target, "__name__", str(target))
 
 
 def outer_rows(plan: Plan) -> dict[str, int]:
@@ -81,7 +66,7 @@ def _outer(plan: Plan, node: fx.Node, value: Value, outer: dict[str, int]) -> in
     sources = [n for n in node.all_input_nodes if (v := _value(plan, n)) and v.rows]
     if node.op != "call_function" or not sources:
         return 1
-    name, source = opname(node.target), sources[0]
+    name, source = operator_name(node), sources[0]
     if node.target is operator.getitem:
         return outer[source.name]
     found = {outer[n.name] for n in sources}

@@ -8,8 +8,8 @@ from typing import Any
 from torch import fx
 
 from landscapex.engine.lowering.core import FromBatch, Lanes, Lowering
-from landscapex.engine.lowering.samples import opname
 from landscapex.engine.plan import NotCapturedError
+from landscapex.engine.sharing import operator_name
 
 
 def separate(low: Lowering, node: fx.Node, axes: Iterable[int]) -> None:
@@ -24,7 +24,7 @@ def separate(low: Lowering, node: fx.Node, axes: Iterable[int]) -> None:
         NotCapturedError: If the samples of a batch lie along one of them.
     """
     if set(axes) & set(low.batch_axes(node.args[0])):
-        raise NotCapturedError(f"{opname(node.target)} mixes samples")
+        raise NotCapturedError(f"{operator_name(node)} mixes samples")
 
 
 def shape_of(low: Lowering, x: Any) -> tuple[int, ...]:
