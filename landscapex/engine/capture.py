@@ -13,6 +13,8 @@ import io
 import itertools
 import logging
 import operator
+import os
+import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -37,6 +39,18 @@ _DEPTH = 3  # levels of a module's attributes that are put back
 _REASON = 200  # characters that a reason takes over from an error
 
 aten = torch.ops.aten
+
+# Export patches the whole process: one thread at a time.
+_exporting = threading.Lock()
+
+
+def _forget_lock() -> None:
+    # the forked child has none of the threads that may have held it
+    global _exporting
+    _exporting = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_lock)
 
 
 def capture(model: nn.Module, measure: Measure, batch: Batch, *, moving: Collection[str]) -> Plan:
@@ -236,7 +250,7 @@ def _example(measure: Measure, batch: Batch) -> tuple[Any, tuple[Tensor, ...], A
 
 def _export(entry: _Entry, tensors: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
     try:
-        with torch.no_grad(), _quiet(), _attributes_kept(entry.model):
+        with _exporting, torch.no_grad(), _quiet(), _attributes_kept(entry.model):
             program = export(entry, (tensors,), dynamic_shapes=shapes, strict=False)
             program = program.run_decompositions({})
     except Exception as error:

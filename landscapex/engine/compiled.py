@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from landscapex._batch import Batch, tensor_leaves
+from landscapex._batch import Batch, sample_count, tensor_leaves
 from landscapex.engine.capture import capture, evaluate_part, form_of
 from landscapex.engine.eager import EagerEngine, Stop, batch_norms
 from landscapex.engine.lowering.core import Denominator, Lowered
@@ -305,10 +305,15 @@ class CompiledEngine:
         """How many points one call should have, at least, where there are as many."""
         floats = max(
             sum(
-                a.shape[1] for a in self._weights[id(s.captured)][0] if a is not None and len(a) > 1
+                w.size
+                for w, a in zip(
+                    s.captured.lowered.program.weights, self._weights[id(s.captured)][0],
+                    strict=True,
+                )
+                if a is None or len(a) > 1
             )
             for s in self.shares
-        )
+        )  # fmt: skip
         return max(1, min(_MOST_POINTS, _FORMED_BYTES // max(1, 4 * floats)))
 
     def losses(self, points: np.ndarray, stop: Stop | None = None) -> np.ndarray:
@@ -516,8 +521,9 @@ def compile_engine(
         forms: dict[str, list[Batch]] = {}
         numbers: dict[str, list[int]] = {}
         for b, batch in enumerate(batches):
-            forms.setdefault(form_of(batch), []).append(batch)
-            numbers.setdefault(form_of(batch), []).append(b)
+            if sample_count(batch):  # an empty batch adds nothing to a sum
+                forms.setdefault(form_of(batch), []).append(batch)
+                numbers.setdefault(form_of(batch), []).append(b)
         if len(forms) > MOST_FORMS:
             raise NotCapturedError(f"the batches of {name} have {len(forms)} different shapes")
         weights, counts = _weights(eager, name)
@@ -558,18 +564,14 @@ def _share(
     computed = [captured.computed(b) for b in batches]
     if eager.measure.regroupable:
         groups, weights = [computed], np.array([weights.sum()])
-        samples = [sum(_samples(b) for b in batches)]
+        samples = [sum(sample_count(b) for b in batches)]
     else:
         groups = [[c] for c in computed]
-        samples = [_samples(b) for b in batches]
+        samples = [sample_count(b) for b in batches]
     lanes = captured.lanes(max(samples), sets)
     tiles = pack_samples(captured.lowered, captured.plan.values, groups, lanes)
     divisors = tuple(captured.divisors(group, n) for group, n in zip(groups, samples, strict=True))
     return _Share(form, captured, lanes, tiles, weights, divisors)
-
-
-def _samples(batch: Batch) -> int:
-    return next(tensor_leaves(batch)).shape[0]
 
 
 def _divisor(

@@ -182,12 +182,21 @@ class EagerEngine:
     def _values(self, stop: Stop | None) -> tuple[list[float], tuple[str, ...]]:
         values: list[float] = []
         names: tuple[str, ...] = ()
+        model = self.space.model
         for name, batches in self.laid_out.items():
             totals = Totals()
-            for terms in self._terms(batches, name, stop):
-                totals.add(terms)
+            b = 0
+            try:  # not by way of `_terms`: beside a small network, a generator counts
+                for batch in batches:
+                    if stop is not None:
+                        stop.poll()
+                    totals.add(self.measure(model, batch))
+                    b += 1
+            except Exception as error:
+                error.add_note(f"landscapex: in batch {b} of {name}")
+                raise
             columns = totals.columns
-            names = (*names, *(f"{name}_{c}" for c in columns)) if names else columns
+            names = (*names, *[f"{name}_{c}" for c in columns]) if names else columns
             values += totals.values()
         if self.weight_decay:
             values[0] += 0.5 * self.weight_decay * self._squared_norm()

@@ -196,7 +196,7 @@ def per_sample(tensor: Tensor, value: Value) -> np.ndarray:
     shape = list(tensor.shape)
     samples = shape[axis] // rows
     split = tensor.reshape([*shape[:axis], samples, rows, *shape[axis + 1 :]])
-    return split.movedim(axis, 0).reshape(samples, -1).numpy()
+    return split.detach().movedim(axis, 0).reshape(samples, -1).numpy()
 
 
 def _tiled(rows: np.ndarray, item: Input, buffer: Buffer, lanes: int) -> np.ndarray:
