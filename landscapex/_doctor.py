@@ -7,6 +7,7 @@ import platform
 import shlex
 import shutil
 import sys
+import sysconfig
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from landscapex import _lib
+from landscapex.engine import compiled
 
 _EXTRAS = {"interactive": ("plotly",)}
 
@@ -50,6 +52,8 @@ class Report:
         built_with: Compiler and torch of the build; empty without compiled operators.
         cpu_built: Instruction sets that the CPU operators were compiled for.
         cpu_chosen: The one in use; empty without compiled operators.
+        engine: Instruction set of the compiled engine's kernels; empty where it is not there.
+        engine_bf16: What multiplies numbers of bf16 there.
         cuda: Whether the compiled CUDA operators are in use.
         cuda_architectures: Those that the CUDA operators were compiled for, as CMake names them.
         devices: Names of the CUDA devices that torch sees.
@@ -67,6 +71,8 @@ class Report:
     built_with: tuple[str, ...]
     cpu_built: tuple[str, ...]
     cpu_chosen: str
+    engine: str
+    engine_bf16: str
     cuda: bool
     cuda_architectures: tuple[str, ...]
     devices: tuple[str, ...]
@@ -87,6 +93,11 @@ class Report:
             if self.torch_cuda
             else "none: torch is a build without CUDA"
         )
+        engine = (
+            f"grid programs in {self.engine}; bf16: {self.engine_bf16}"
+            if self.engine
+            else "plain PyTorch, one point at a time"
+        )
         facts = [
             ("landscapex", self.version),
             ("Python", self.python),
@@ -94,6 +105,7 @@ class Report:
             ("NumPy", self.numpy),
             ("platform", self.platform),
             ("CPU kernels", cpu),
+            ("engine", engine),
             ("CUDA kernels", cuda),
             ("built with", ", ".join(self.built_with) or "nothing"),
             ("devices", ", ".join(self.devices) or "CPU only"),
@@ -122,6 +134,7 @@ def doctor() -> Report:
     native = _lib.native
     ops = torch.ops.landscapex
     built_with = tuple(ops.build_info().split("|")) if native else ()
+    program = None if compiled.unavailable() else compiled.native_module()
     return Report(
         version=_version("landscapex"),
         python=f"{platform.python_version()} ({platform.python_implementation()})",
@@ -133,11 +146,13 @@ def doctor() -> Report:
         built_with=built_with[:2],
         cpu_built=tuple(ops.isa_names().split(",")) if native else (),
         cpu_chosen=ops.isa() if native else "",
+        engine=str(program.isa()) if program else "",
+        engine_bf16=compiled.bf16_kernel() if program else "",
         cuda=_lib.cuda,
         cuda_architectures=tuple(ops.cuda_architectures().split()) if _lib.cuda else (),
         devices=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
         threads=torch.get_num_threads(),
-        missing=(*_missing_kernels(built_with), *_missing_extras()),
+        missing=(*_missing_kernels(built_with), *_missing_engine(), *_missing_extras()),
     )
 
 
@@ -184,6 +199,19 @@ def _missing_kernels(built_with: tuple[str, ...]) -> list[Missing]:
     major = torch.version.cuda.split(".")[0]
     command = f"install the CUDA {major} toolkit (nvcc), then: {_reinstall()}"
     return [Missing("CUDA kernels", why, command)]
+
+
+def _missing_engine() -> list[Missing]:
+    """The compiled engine, where the other kernels could be built and it was not."""
+    why = compiled.unavailable()
+    if why is None or not _lib.native:
+        return []
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    if not headers:
+        why += "; the headers of Python are not there to build it with"
+    major, minor = sys.version_info[:2]
+    first = "" if headers else f"apt-get install python{major}.{minor}-dev && "
+    return [Missing("compiled engine", why, first + _reinstall())]
 
 
 def _missing_extras() -> list[Missing]:

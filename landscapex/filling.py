@@ -21,6 +21,7 @@ from landscapex import axes, results, store
 from landscapex._directions import Directions, check_layout, check_usable
 from landscapex._files import check_path
 from landscapex.engine.choice import Region
+from landscapex.engine.layout import Layout
 from landscapex.errors import (
     ArgumentError,
     DirectionError,
@@ -123,7 +124,10 @@ def fill_grid(num_axes: int, objective: Objective, options: Options) -> Surface:
         _confirm_size(grid, len(center), seconds, options.confirm)
         _warn_of_lost_steps(session, directions, grid)
         wanted = options.engine if options.engine != "auto" else _earlier_engine(options)
-        session.choose_engine(directions.vectors, _region(grid), center, wanted=wanted)
+        session.choose_engine(
+            directions.vectors, _region(grid), center,
+            wanted=wanted, layout=_earlier_layout(options),
+        )  # fmt: skip
         header = describe_run(session, directions, grid, center, fingerprint)
         finished = _finished(options, header)
         if finished is not None:
@@ -402,6 +406,12 @@ def _earlier_threads(options: Options) -> int | None:
     """The threads of the run that this one goes on with: other threads may round differently."""
     threads = _earlier(options, "threads")
     return threads if isinstance(threads, int) else None
+
+
+def _earlier_layout(options: Options) -> Layout | None:
+    """Batches of other sizes round differently."""
+    layout = _earlier(options, "layout")
+    return Layout(**layout) if isinstance(layout, dict) else None
 
 
 def _earlier_engine(options: Options) -> str:

@@ -184,7 +184,10 @@ class Snapshot:
         self._writer = space.writer()
         self._counting = [p for _, p, _ in self._watched if not p.is_inference()]
         self._places = self._read_places()
+        # how often each parameter was written to, when we looked; and by each of our writes since
         self._written: list[int] | None = self._versions()
+        self._per_write: list[int] | None = None
+        self._writes = 0
         nowhere = self.center[None][:0]
         self._point: tuple[Tensor, Tensor, Sequence[float]] = (self.center, nowhere, ())
         self._restored = False
@@ -214,9 +217,11 @@ class Snapshot:
         """Write a point into the live parameters, and note that it was us.
 
         Buffers start at every point from the same values, whatever an evaluation did to them.
+        Whether somebody else wrote to the parameters is for `check_unchanged` to say, after some
+        points: to look at each parameter at every point would take as long as a small network.
 
         Raises:
-            ModelChangedError: If someone else wrote to the parameters since the last point.
+            ModelChangedError: If a parameter has got another shape.
         """
         if self._written is None:
             self._starts = [
@@ -224,18 +229,22 @@ class Snapshot:
             ]
             self._places = self._read_places()
         else:
-            self._check_versions()
             self._rewind_buffers()
         self._write(center, directions, coordinates)
 
     def _write(self, center: Tensor, directions: Tensor, coordinates: Sequence[float]) -> None:
+        before = self._versions() if self._per_write is None else []
         try:
             self._writer.write(center, directions, coordinates)
         except RuntimeError:
             self._check_places()  # a parameter of another shape takes no copy
             raise
         self._point = (center, directions, coordinates)
-        self._written = self._versions()
+        self._writes += 1
+        if self._per_write is None:
+            self._per_write = [b - a for a, b in zip(before, self._versions(), strict=True)]
+        if self._written is None:
+            self._written, self._writes = self._versions(), 0
 
     def check_unchanged(self, *, contents: bool = False) -> None:
         """Refuse to go on when somebody else wrote to the parameters.
@@ -255,20 +264,16 @@ class Snapshot:
             self._check_contents()
 
     def _check_versions(self) -> None:
-        """What is cheap enough for every point: a glance at counters and slots."""
+        """Compare slots, and counters with what our own writes have made of them."""
         for m, name, p in self._slots:
             if m._parameters.get(name) is not p:
                 raise ModelChangedError(_changed(f"{type(m).__name__}.{name} was replaced"))
-        versions = self._versions()
-        if versions != self._written:
-            written = self._written or []
-            which = next(
-                k for k, (a, b) in enumerate(zip(versions, written, strict=True)) if a != b
-            )
-            name, moves = next(
-                (name, moves) for name, p, moves in self._watched if p is self._counting[which]
-            )
-            raise ModelChangedError(_changed(f"{name} was written to", moves))
+        by_us = self._per_write or [0] * len(self._counting)
+        expected = [a + self._writes * b for a, b in zip(self._written or (), by_us, strict=True)]
+        for p, version, mine in zip(self._counting, self._versions(), expected, strict=True):
+            if version != mine:
+                name, moves = next((name, moves) for name, q, moves in self._watched if q is p)
+                raise ModelChangedError(_changed(f"{name} was written to", moves))
 
     def _check_places(self) -> None:
         for (name, _, moves), mine, now in zip(

@@ -19,6 +19,7 @@ from landscapex.determinism import name_culprit
 from landscapex.engine.choice import Choice, Region, choose
 from landscapex.engine.compiled import PlanCache
 from landscapex.engine.eager import BN_MODES, EagerEngine, Stop, batch_norms, check_precision
+from landscapex.engine.layout import Layout
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -321,7 +322,13 @@ class Session:
         return values
 
     def choose_engine(
-        self, directions: Tensor, region: Region, center: list[float], *, wanted: str = "auto"
+        self,
+        directions: Tensor,
+        region: Region,
+        center: list[float],
+        *,
+        wanted: str = "auto",
+        layout: Layout | None = None,
     ) -> None:
         """Decide what evaluates the points of a run; the model stands at the centre.
 
@@ -330,6 +337,7 @@ class Session:
             region: Where the points lie.
             center: `values` there.
             wanted: ``"auto"``, ``"eager"`` or ``"compiled"``.
+            layout: Of the run that this one goes on with, for the eager engine.
 
         Raises:
             CaptureError: If ``"compiled"`` is wanted and cannot be had.
@@ -339,6 +347,8 @@ class Session:
             wanted, self.engine, self.snapshot, self.center, directions, region, center,
             self.objective._plans,
         )  # fmt: skip
+        if self.choice.compiled is None:
+            self.engine.arrange(layout)
 
     def checked_center(self, stop: Stop | None = None) -> list[float]:
         """Values at the centre, evaluated twice unless the objective says ``check=False``.

@@ -78,6 +78,7 @@ def describe_run(
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "native": _lib.native,
         "engine": session.choice.name,
+        "layout": session.engine.layout.recorded(),
         "batches": {name: list(_layout(f.sizes)) for name, f in session.engine.data.items()},
     }
     return RunHeader(

@@ -87,8 +87,8 @@ class Totals:
         """
         if not self._numerators:
             raise EmptyDataError("There must be at least one batch to average the loss over.")
-        if len(self._numerators) == 1 and (weight := float(self._weights[0])) > 0:
-            return [float(self._numerators[0]) * weight / weight]  # what is below, at once
+        if len(self._numerators) == 1 and float(self._weights[0]) > 0:
+            return [float(self._numerators[0])]
         width = len(self.columns)
         numerators, weights = _to_host(self._numerators), _to_host(self._weights)
         means = []
@@ -100,13 +100,13 @@ class Totals:
             # the loss is a mean over its weight, a metric is a sum already
             terms = [x * n if m == 0 else x for x, n in zip(found, counts, strict=True) if n]
             total = _exact_sum(terms)
-            divisor = _exact_sum(counts)
-            if m == 0 and not divisor:
+            weight = _exact_sum(counts)
+            if m == 0 and not weight:
                 raise EmptyDataError(
                     "At least one sample or label must count, got a total weight of 0: every batch "
                     "is empty or every label is ignored."
                 )
-            means.append(total / divisor if divisor else math.nan)
+            means.append(total / weight if weight else math.nan)
         return means
 
 

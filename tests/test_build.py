@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -32,6 +33,21 @@ def test_every_operator_has_a_kernel_for_cpu_and_cuda_and_a_binding():
     for op in OPERATORS:
         for name in (f"kernels/{op}.h", f"kernels/{op}.cpp", f"kernels/{op}.cu", f"ops/{op}.cpp"):
             assert (ROOT / "csrc" / name).is_file()
+
+
+def test_every_step_of_the_grid_program_has_a_source():
+    listed = re.search(r"set\(LX_STEPS ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
+    assert listed is not None
+    for step in listed[1].split():
+        assert (ROOT / "csrc" / "program" / f"{step}.cpp").is_file()
+
+
+def test_a_wheel_with_the_engine_is_for_one_version_of_python():
+    """`_program` is an extension of one CPython: a tag py3-none would install it for others too."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert not any("py-api" in key for key in settings["tool"]["scikit-build"])
+    assert "py-api" not in settings["tool"]["scikit-build"].get("wheel", {})
+    assert any(name.startswith("pybind11") for name in settings["build-system"]["requires"])
 
 
 @needs_compiler
@@ -65,9 +81,9 @@ def test_shared_arrays_are_where_the_emulation_sees_them(op, tmp_path):
 @native
 def test_libraries_hold_no_path_of_the_build():
     folders = [str(ROOT), str(Path(torch.__file__).parent), str(Path.home())]
-    for name in ("_C_cpu", "_C_cuda", "_C_emulated"):
+    for name in ("_C_cpu", "_C_cuda", "_program"):
         spec = find_spec(f"landscapex.{name}")
-        if spec is None or spec.origin is None or name == "_C_emulated":
+        if spec is None or spec.origin is None:
             continue
         content = Path(spec.origin).read_bytes()
         assert [f for f in folders if f != "/" and f.encode() in content] == []
@@ -270,6 +286,34 @@ def test_doctor_names_the_command_for_missing_kernels(monkeypatch):
     assert report.missing[0].command.startswith(f"apt-get install g++ && {sys.executable} -m pip")
     assert report.cpu_chosen == ""
     assert "CPU kernels   plain PyTorch" in str(report)
+
+
+def test_doctor_says_what_the_compiled_engine_runs_on():
+    native_program = pytest.importorskip("landscapex._program")
+    report = _doctor.doctor()
+    assert report.engine == native_program.isa()
+    assert report.engine_bf16 in native_program.bf16_kernels()
+    assert f"grid programs in {report.engine}; bf16: {report.engine_bf16}" in str(report)
+    assert "compiled engine" not in [item.what for item in report.missing]
+
+
+@pytest.mark.parametrize("headers", [True, False])
+def test_doctor_explains_a_build_without_the_compiled_engine(monkeypatch, tmp_path, headers):
+    """Where Python has no headers, CMake builds everything else."""
+    if headers:
+        (tmp_path / "Python.h").touch()
+    monkeypatch.setitem(sys.modules, "landscapex._program", None)
+    monkeypatch.setattr(_lib, "native", True)
+    monkeypatch.setattr(_doctor.sysconfig, "get_path", lambda kind: str(tmp_path))
+    (item,) = _doctor._missing_engine()
+    assert item.what == "compiled engine"
+    assert "the compiled engine is not installed" in item.why
+    assert ("headers of Python are not there" in item.why) is not headers
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}-dev"
+    assert item.command.startswith(f"apt-get install {python} && ") is not headers
+    assert "pip install --force-reinstall" in item.command
+    monkeypatch.setattr(_lib, "native", False)  # then the command for all kernels is enough
+    assert _doctor._missing_engine() == []
 
 
 @native

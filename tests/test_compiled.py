@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import landscapex as lx
 from landscapex.engine import choice
-from landscapex.engine.compiled import unavailable
+from landscapex.engine.compiled import PlanCache, unavailable
 from landscapex.errors import CaptureError
 
 pytestmark = pytest.mark.skipif(
@@ -217,8 +217,9 @@ def test_trap_07_nan_and_infinity_survive():
     assert np.array_equal(np.isinf(compiled.loss), np.isinf(eager.loss))
 
 
-def test_training_between_two_surfaces_is_seen():
+def test_training_between_two_surfaces_is_seen(monkeypatch):
     """Plans are kept, numbers are not: parameters, buffers and frozen weights."""
+    monkeypatch.setattr(PlanCache, "forget", lambda self: pytest.fail("a stale program ran"))
     case = models.case("conv")
     objective = lx.Objective(case.model, case.batches, case.loss)
     surface(objective, points=3)
@@ -250,6 +251,25 @@ def test_number_that_the_graph_has_baked_in_is_noticed():
     compiled = surface(objective, points=3)
     eager = surface(objective, points=3, engine="eager")
     np.testing.assert_allclose(compiled.loss, eager.loss, rtol=1e-6)
+
+
+class Copies(nn.Module):
+    """The graph holds the numbers of a weight as they were at the centre."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(10, 3)
+        self.numbers = [self.linear.weight.detach().numpy()]
+
+    def forward(self, x):
+        return self.linear(x) + x @ x.new_tensor(self.numbers[0].tolist()).T
+
+
+def test_weight_that_stands_still_in_the_graph_is_noticed_away_from_the_centre():
+    batches = models.case("mlp").batches
+    objective = lx.Objective(models.seeded(Copies), batches, "cross_entropy")
+    with pytest.raises(CaptureError, match=r"another output than the model: .* off at"):
+        surface(objective, points=3)
 
 
 class Coupled(nn.Module):

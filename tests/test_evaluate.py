@@ -100,7 +100,7 @@ def test_trap_01_points_do_not_depend_on_the_order_of_evaluation():
     for i, j in itertools.product(range(3), range(5)):
         a, b = forth.coordinates[0][i], forth.coordinates[1][j]
         point = center + a * d.vectors[0].double() + b * d.vectors[1].double()
-        assert forth.loss[i, j] == objective.loss(point.float())
+        assert forth.loss[i, j] == pytest.approx(objective.loss(point.float()), rel=1e-6)
 
 
 def test_trap_01_every_row_is_in_its_place():
@@ -688,7 +688,11 @@ def test_a_progress_bar_on_request(capsys, progress, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"engine": "fast"}, ArgumentError, "`engine` must be 'auto', 'eager' or 'compiled', got 'fast'."),
+        (
+            {"engine": "fast"},
+            ArgumentError,
+            "`engine` must be 'auto', 'eager' or 'compiled', got 'fast'.",
+        ),
         ({"out": 3}, ArgumentTypeError, "`out` must be a path, got int."),
         ({"callback": 3}, ArgumentTypeError, "`callback` must be callable, got 3"),
         ({"threads": 0}, ArgumentError, "`threads` must be a whole number of at least 1, got 0."),

@@ -181,9 +181,10 @@ def test_kernels_include_neither_torch_nor_python(folder, glue):
     sources = [p for p in files if p.suffix in (".h", ".cpp", ".cu")]
     assert glue < {p.name for p in sources}
     for path in sources:
-        barred = r"(torch/|ATen/|c10/" + ("" if path.name in glue else r"|pybind11/|Python\.h") + ")"
+        barred = ("torch/", "ATen/", "c10/")
+        barred += () if path.name in glue else ("pybind11/", "Python.h")
         for header in re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text()):
-            assert not re.match(barred, header), path
+            assert not header.startswith(barred), path
 
 
 def test_trap_41_nothing_unpickles():

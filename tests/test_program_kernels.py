@@ -48,9 +48,9 @@ PARAMETERS = {
 # --- the cases of every step ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("samples", [1, 17])
+@pytest.mark.parametrize(("samples", "lanes"), [(1, 16), (17, 48)])
 @pytest.mark.parametrize("name", CASES)
-def test_a_kernel_computes_what_torch_computes(name: str, samples: int) -> None:
+def test_a_kernel_computes_what_torch_computes(name: str, samples: int, lanes: int) -> None:
     case = CASES[name](samples)
     program = case.program
     sets = [
@@ -58,7 +58,7 @@ def test_a_kernel_computes_what_torch_computes(name: str, samples: int) -> None:
         for k, slots in enumerate(case.sets)
     ]
     weights = [np.stack(w) for w in zip(*sets, strict=True)]
-    sums, values = execute(program, case.inputs, weights, np.array([case.coefficients[1:]]), 16)
+    sums, values = execute(program, case.inputs, weights, np.array([case.coefficients[1:]]), lanes)
     np.testing.assert_allclose(sums[0], case.terms, rtol=1e-6, atol=1e-6)
     for got, want in zip(values[0], case.outputs, strict=True):
         assert_close(got, want, 1e-5 if "winograd" in name else 1e-6)

@@ -204,8 +204,12 @@ GruCell gru_cell(const py::handle& s) {
 }
 
 Embedding embedding(const py::handle& s) {
-  return {field<int32_t>(s, "index"), field<int32_t>(s, "weight"), field<int32_t>(s, "out"),
-          extent(s, "to", 1),         table(s, "at"),              table(s, "to")};
+  return {field<int32_t>(s, "index"),
+          field<int32_t>(s, "weight"),
+          field<int32_t>(s, "out"),
+          extent(s, "to", 1),
+          table(s, "at"),
+          table(s, "to")};
 }
 
 CrossEntropy cross_entropy(const py::handle& s) {
@@ -281,8 +285,7 @@ std::unique_ptr<Program> make(int64_t lanes, const py::object& description, bool
   for (const py::handle b : description.attr("buffers")) {
     const auto kind = field<std::string>(b, "kind");
     const auto id = static_cast<int32_t>(buffers.size());
-    buffers.push_back({field<int64_t>(b, "elements"),
-                       static_cast<Grid>(field<int32_t>(b, "grid")),
+    buffers.push_back({field<int64_t>(b, "elements"), static_cast<Grid>(field<int32_t>(b, "grid")),
                        kind == "live"    ? Kind::kLive
                        : kind == "input" ? Kind::kInput
                                          : Kind::kIndex,
@@ -306,9 +309,9 @@ std::unique_ptr<Program> make(int64_t lanes, const py::object& description, bool
 // Returns sums [groups, G, terms] of the tiles that each group owns, added in their order, and the
 // outputs [tiles, G, elements, lanes] or None.
 py::tuple run(Program& program, const Longs& valid, const Longs& owner,
-              const std::vector<py::object>& inputs, const Doubles& points, const std::vector<std::pair<Floats, bool>>& weights,
-              int64_t num_threads, bool with_values, const std::optional<Floats>& products,
-              bool ready) {
+              const std::vector<py::object>& inputs, const Doubles& points,
+              const std::vector<std::pair<Floats, bool>>& weights, int64_t num_threads,
+              bool with_values, const std::optional<Floats>& products, bool ready) {
   if (points.ndim() != 2) throw py::value_error("`points` must be two-dimensional, [G, K].");
   Tiles tiles = {valid.size(), valid.data(), {}};
   for (size_t i = 0; i < inputs.size(); ++i) {
@@ -318,9 +321,9 @@ py::tuple run(Program& program, const Longs& valid, const Longs& owner,
     }
     const auto array = inputs[i].cast<py::array>();
     const int64_t expected = program.input_elements(i) * program.lanes() * tiles.count;
-    if (array.itemsize() != 4 || array.size() != expected ||
-        !(array.flags() & py::array::c_style))
-      throw py::value_error("inputs must be contiguous, of 4-byte numbers [tiles, elements, lanes].");
+    if (array.itemsize() != 4 || array.size() != expected || !(array.flags() & py::array::c_style))
+      throw py::value_error(
+          "inputs must be contiguous, of 4-byte numbers [tiles, elements, lanes].");
     tiles.inputs.push_back(array.data());
   }
   if (!program.has_inputs(tiles.inputs)) throw py::value_error("an input is missing.");
@@ -375,8 +378,9 @@ PYBIND11_MODULE(_program, m) {
   m.doc() = "The grid program on the CPU; landscapex.engine.compiled drives it.";
   py::class_<lx::Program>(m, "Program")
       .def(py::init(&lx::make), "lanes"_a, "description"_a, "bf16"_a = false)
-      .def("run", &lx::run, "valid"_a, "owner"_a, "inputs"_a, "points"_a, "weights"_a, "num_threads"_a = 1,
-           "with_values"_a = false, "products"_a = py::none(), "ready"_a = false)
+      .def("run", &lx::run, "valid"_a, "owner"_a, "inputs"_a, "points"_a, "weights"_a,
+           "num_threads"_a = 1, "with_values"_a = false, "products"_a = py::none(),
+           "ready"_a = false)
       .def("arena_floats", &lx::Program::arena_floats, "num_sets"_a)
       .def("affine_floats", &lx::Program::affine_floats, "num_sets"_a);
   m.def("isa", [] { return landscapex::cpu::isa_name(landscapex::cpu::isa()); });

@@ -104,6 +104,7 @@ template <int ROWS>
 struct Row {
   static constexpr Compute kernels[8] = {
       compute<ROWS, 1>,
+      // clang-format off
       kMaxVecs[ROWS] >= 2 ? compute<ROWS, kMaxVecs[ROWS] >= 2 ? 2 : 1> : nullptr,
       kMaxVecs[ROWS] >= 3 ? compute<ROWS, kMaxVecs[ROWS] >= 3 ? 3 : 1> : nullptr,
       kMaxVecs[ROWS] >= 4 ? compute<ROWS, kMaxVecs[ROWS] >= 4 ? 4 : 1> : nullptr,
@@ -111,6 +112,7 @@ struct Row {
       kMaxVecs[ROWS] >= 6 ? compute<ROWS, kMaxVecs[ROWS] >= 6 ? 6 : 1> : nullptr,
       kMaxVecs[ROWS] >= 7 ? compute<ROWS, kMaxVecs[ROWS] >= 7 ? 7 : 1> : nullptr,
       kMaxVecs[ROWS] >= 8 ? compute<ROWS, kMaxVecs[ROWS] >= 8 ? 8 : 1> : nullptr,
+      // clang-format on
   };
 };
 
@@ -121,7 +123,7 @@ constexpr const Compute* kKernels[kRows + 1] = {
 
 // The outputs of one group: blocks of rows, with everything that belongs to them.
 struct Outputs {
-  int64_t count;        // M
+  int64_t count;  // M
   int64_t num_blocks;
   const float* weight;  // packed, [M * R]
   const float* bias;    // [M], or null

@@ -34,7 +34,7 @@ LX_INLINE int64_t tap(EvenTaps taps, int64_t r) { return r * taps.step; }
 // accumulators take turns with as many others: one multiply-add waits for the one before.
 template <int ROWS, int VECS, typename Taps>
 LX_INLINE void accumulate_stretch(Vec (&sums)[ROWS][VECS], int64_t first, int64_t last, Taps taps,
-                          const float* in, int64_t in_step, const float* w) {
+                                  const float* in, int64_t in_step, const float* w) {
   constexpr int kChains = ROWS * VECS * 2 <= kMostSums ? 2 : 1;
   Vec more[ROWS][VECS];
   if (kChains == 2) {

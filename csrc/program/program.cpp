@@ -16,9 +16,9 @@
 namespace landscapex::program {
 namespace {
 
-constexpr int64_t kAlign = 16;               // floats: one cache line
-constexpr int64_t kRunFloats = 1 << 17;      // of inputs that one stretch of a contraction touches
-constexpr int64_t kShortestRun = 32;         // positions
+constexpr int64_t kAlign = 16;           // floats: one cache line
+constexpr int64_t kRunFloats = 1 << 17;  // of inputs that one stretch of a contraction touches
+constexpr int64_t kShortestRun = 32;     // positions
 
 int64_t aligned(int64_t floats) { return (floats + kAlign - 1) / kAlign * kAlign; }
 
@@ -170,13 +170,13 @@ struct Program::Call {
   float* values;
   std::vector<int64_t> offsets;  // by weight: where it lies among those formed; -1: not formed
   int64_t formed_floats;
-  const float* formed;           // [G, formed_floats]
+  const float* formed;  // [G, formed_floats]
   const float* zeros;
   Bf16Kernel bf16;
   std::vector<int64_t> rounded_at;  // by contraction in bf16: where its weights lie
   std::vector<bool> rounded_once;   // the same for all points: they follow those that are not
   int64_t rounded_floats, rounded_once_floats;  // of one point; of all of them
-  float* rounded;                // [G, rounded_floats], [rounded_once_floats]
+  float* rounded;                               // [G, rounded_floats], [rounded_once_floats]
   float* rounded_at_point(int32_t number, int64_t point) const {
     const bool once = rounded_once[number];
     return rounded + (once ? points.count : point) * rounded_floats + rounded_at[number];
@@ -184,8 +184,7 @@ struct Program::Call {
 };
 
 Program::Program(int64_t lanes, std::vector<Buffer> buffers, int32_t num_weights,
-                 std::vector<Step> steps, int32_t num_terms, std::vector<Output> outputs,
-                 bool bf16)
+                 std::vector<Step> steps, int32_t num_terms, std::vector<Output> outputs, bool bf16)
     : lanes_(lanes),
       buffers_(std::move(buffers)),
       num_weights_(num_weights),
@@ -253,8 +252,7 @@ Program::Arena& Program::arena(int64_t thread, int64_t num_sets) {
     const int64_t one = aligned(b.elements * lanes_);
     if (b.grid == Grid::kAffine) a.set_strides[i] = one;
     if (b.storage >= static_cast<int64_t>(sizes.size())) sizes.resize(b.storage + 1);
-    sizes[b.storage] =
-        std::max(sizes[b.storage], one * (b.grid == Grid::kAffine ? num_sets : 1));
+    sizes[b.storage] = std::max(sizes[b.storage], one * (b.grid == Grid::kAffine ? num_sets : 1));
   }
   int64_t start = aligned(scratch_floats_);
   for (const int64_t size : sizes) {
@@ -280,10 +278,9 @@ void Program::form_weights(const Call& call, int64_t point, float* formed) const
     if (call.offsets[w] < 0) continue;
     const WeightData& data = call.weights[w];
     const PerturbTensor out = {formed + call.offsets[w], 0, Dtype::kFloat32};
-    const PerturbArgs args = {&out,      1,
-                              data.sets, data.sets + data.size,
-                              c,         data.num_sets - 1,
-                              data.size, Dtype::kFloat32};
+    const PerturbArgs args = {
+        &out,           1, data.sets, data.sets + data.size, c, data.num_sets - 1, data.size,
+        Dtype::kFloat32};
     cpu::perturb(args, 0, data.size);
   }
 }
@@ -375,8 +372,7 @@ void Program::evaluate(const Call& call, const Arena& arena, int64_t tile, int64
   const std::vector<float*> buffers = buffers_of(call, arena, tile);
   std::vector<const int32_t*> indices(buffers_.size(), nullptr);
   for (size_t i = 0; i < buffers_.size(); ++i)
-    if (buffers_[i].kind == Kind::kIndex)
-      indices[i] = reinterpret_cast<const int32_t*>(buffers[i]);
+    if (buffers_[i].kind == Kind::kIndex) indices[i] = reinterpret_cast<const int32_t*>(buffers[i]);
   std::vector<const float*> weights(static_cast<size_t>(num_weights_), nullptr);
   std::vector<float> coefficients(static_cast<size_t>(call.num_sets), 1.0f);
   Frame frame = {};
@@ -421,7 +417,8 @@ void Program::run(const Tiles& tiles, const Points& points, const std::vector<We
                   const Products& products, int64_t num_threads, double* sums, float* values) {
   if (tiles.count == 0 || points.count == 0) return;
   Call call = {tiles, points, weights, products, points.num_directions + 1, sums, values,
-               {},    0,      nullptr, nullptr, Bf16Kernel::portable, {}, {}, 0, 0, nullptr};
+               {},    0,      nullptr, nullptr,  Bf16Kernel::portable,      {},   {},
+               0,     0,      nullptr};
   int64_t largest = 1;
   call.offsets.assign(static_cast<size_t>(num_weights_), -1);
   for (int32_t w = 0; w < num_weights_; ++w) {
@@ -437,8 +434,7 @@ void Program::run(const Tiles& tiles, const Points& points, const std::vector<We
   call.zeros = zeros.get();
   call.formed = formed.get();
   place_rounded(&call);
-  const Memory rounded =
-      allocate(call.rounded_floats * points.count + call.rounded_once_floats);
+  const Memory rounded = allocate(call.rounded_floats * points.count + call.rounded_once_floats);
   call.rounded = rounded.get();
   if (call.formed_floats > 0 || num_rounded_ > 0)
     parallel_for(num_threads, points.count, [&](int64_t, int64_t g) {
@@ -455,9 +451,8 @@ void Program::run(const Tiles& tiles, const Points& points, const std::vector<We
     blocks = std::min(points.count, (4 * threads + tiles.count - 1) / tiles.count);
   for (int64_t t = 0; t < threads; ++t) arena(t, call.num_sets);
   if (products.data != nullptr && !products.ready)
-    parallel_for(threads, tiles.count, [&](int64_t worker, int64_t tile) {
-      share(call, *arenas_[worker], tile);
-    });
+    parallel_for(threads, tiles.count,
+                 [&](int64_t worker, int64_t tile) { share(call, *arenas_[worker], tile); });
   parallel_for(threads, tiles.count * blocks, [&](int64_t worker, int64_t item) {
     const int64_t block = item % blocks;
     evaluate(call, *arenas_[worker], item / blocks, points.count * block / blocks,

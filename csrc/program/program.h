@@ -1,5 +1,5 @@
-// A grid program: steps that turn a tile of samples into sums of losses, run for many tiles and many
-// grid points. Torch-free; landscapex/engine/steps.py describes the parts.
+// A grid program: steps that turn a tile of samples into sums of losses, run for many tiles and
+// many grid points. Torch-free; landscapex/engine/steps.py describes the parts.
 #pragma once
 
 #include <memory>
@@ -53,9 +53,9 @@ struct Products {
 };
 
 struct Points {
-  int64_t count;               // G
-  int64_t num_directions;      // K
-  const double* coordinates;   // [G, K]
+  int64_t count;              // G
+  int64_t num_directions;     // K
+  const double* coordinates;  // [G, K]
 };
 
 class Program {

@@ -11,12 +11,14 @@ namespace landscapex::program {
 
 constexpr int kRows = 8;  // outputs of a contraction that are computed together
 
+// clang-format off
 enum class Activation : int32_t {
   none, relu, leaky_relu, elu, gelu, gelu_tanh, silu, mish, softplus,
   sigmoid, tanh, clamp, hardswish, hardsigmoid, hardshrink, softshrink, softsign,
   logsigmoid, exp, log, log1p, sqrt, rsqrt, square, reciprocal, abs, neg,
   sin, cos, erf, scale, shift, power, threshold,
 };
+// clang-format on
 
 enum class Bf16Kernel : int { portable, avx512, amx };
 struct Bf16Layout;  // contract_bf16.h
@@ -39,8 +41,8 @@ struct Frame {
   double* terms;                  // sums that loss steps add to
   float* scratch;                 // as much as `scratch_floats` of any step
   int64_t num_buffers, num_weights;
-  Bf16Kernel bf16;                // of contractions with a layout for bf16
-  const float* const* rounded;    // their weights, as this kernel takes them
+  Bf16Kernel bf16;              // of contractions with a layout for bf16
+  const float* const* rounded;  // their weights, as this kernel takes them
 };
 
 // Consecutive entries of up to four tables that grow by fixed steps: the tables of a `Map` or the
@@ -55,15 +57,15 @@ std::vector<Run> compress(const std::vector<const int32_t*>& tables, int64_t n);
 
 struct Contract {
   int32_t input, out, weight, bias, scale, shift, residual;
-  int64_t num_taps, groups, outputs;         // R, G, M (per group)
-  std::vector<int32_t> taps;                 // [R], times the lanes of a tile
-  std::vector<int32_t> group;                // [G]
-  std::vector<int32_t> channels;             // [G * M]
-  std::vector<int32_t> residual_channels;    // [G * M] or empty
-  std::vector<Run> runs;                     // of at, to, residual_at
+  int64_t num_taps, groups, outputs;       // R, G, M (per group)
+  std::vector<int32_t> taps;               // [R], times the lanes of a tile
+  std::vector<int32_t> group;              // [G]
+  std::vector<int32_t> channels;           // [G * M]
+  std::vector<int32_t> residual_channels;  // [G * M] or empty
+  std::vector<Run> runs;                   // of at, to, residual_at
   Act act;
-  std::shared_ptr<const Bf16Layout> bf16;    // null: in fp32
-  int32_t rounded = -1;                      // number of its weights among those in bf16
+  std::shared_ptr<const Bf16Layout> bf16;  // null: in fp32
+  int32_t rounded = -1;                    // number of its weights among those in bf16
 };
 
 struct Winograd {
@@ -75,9 +77,11 @@ struct Winograd {
   Act act;
 };
 
+// clang-format off
 enum class MapOp : int32_t {
   copy, add, sub, mul, div, maximum, minimum, pow, scale_shift, where,
 };
+// clang-format on
 enum class Source : int32_t { buffer, weight, number };
 struct Operand {
   Source kind = Source::number;
@@ -153,10 +157,12 @@ struct CrossEntropy {
   bool log_input, probabilities;
 };
 
+// clang-format off
 enum class ElementLossKind : int32_t {
   identity, mse, l1, smooth_l1, huber, bce, bce_logits, poisson, poisson_log,
   soft_margin, kl, kl_log,
 };
+// clang-format on
 struct ElementLoss {
   ElementLossKind kind;
   int32_t input, target, term;

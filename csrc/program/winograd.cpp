@@ -7,10 +7,10 @@
 namespace landscapex::program::LX_ISA {
 namespace {
 
-constexpr int kTile = 4;        // outputs of a tile, in each direction
-constexpr int kPatch = 6;       // inputs of a tile
-constexpr int kPoints = 36;     // of the transformed domain
-constexpr int64_t kGroup = 8;   // tiles that are transformed together, about
+constexpr int kTile = 4;       // outputs of a tile, in each direction
+constexpr int kPatch = 6;      // inputs of a tile
+constexpr int kPoints = 36;    // of the transformed domain
+constexpr int64_t kGroup = 8;  // tiles that are transformed together, about
 
 // out = B^T in for one column: the input transform.
 LX_INLINE void transform_input(const Vec* in, int64_t step, Vec* out, int64_t out_step) {
@@ -41,7 +41,7 @@ LX_INLINE void transform_output(const Vec* in, int64_t step, Vec* out, int64_t o
 struct Stretch {
   int64_t first, count;  // tiles, row by row
   int64_t per_row;
-  int64_t lane;          // of the vector
+  int64_t lane;  // of the vector
 };
 
 // transformed[point][channel][tile][kWidth]
@@ -55,8 +55,7 @@ void load_tiles(const Winograd& step, const Frame& frame, const Stretch& s, floa
       Vec columns[kPoints], all[kPoints];
       for (int j = 0; j < kPatch; ++j) {
         Vec column[kPatch];
-        for (int i = 0; i < kPatch; ++i)
-          column[i] = load(p + (i * step.input_row + j) * lanes);
+        for (int i = 0; i < kPatch; ++i) column[i] = load(p + (i * step.input_row + j) * lanes);
         transform_input(column, 1, columns + j, kPatch);
       }
       for (int i = 0; i < kPatch; ++i)
@@ -126,8 +125,7 @@ void store_tiles(const Winograd& step, const Frame& frame, const Stretch& s,
         for (int i = 0; i < kPatch; ++i) column[i] = load(in + (i * kPatch + j) * plane);
         transform_output(column, 1, rows + j, kPatch);
       }
-      for (int i = 0; i < kTile; ++i)
-        transform_output(rows + i * kPatch, 1, all + i * kTile, 1);
+      for (int i = 0; i < kTile; ++i) transform_output(rows + i * kPatch, 1, all + i * kTile, 1);
       for (int i = 0; i < kTile; ++i) {
         float* out = output + (m * step.out_channel + (y + i) * step.out_row + x) * lanes;
         const int64_t r = m * step.residual_channel + (y + i) * step.residual_row + x;

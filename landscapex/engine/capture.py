@@ -16,6 +16,7 @@ import operator
 import os
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -309,8 +310,12 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for container, content in before.values():
-            if isinstance(container, list):
-                container[:] = content
+            if isinstance(container, (list, deque)):
+                container.clear()
+                container.extend(content)
+            elif isinstance(container, set):
+                container.clear()
+                container.update(content)
             else:
                 for key in [key for key in container if key not in content]:
                     del container[key]
@@ -321,7 +326,7 @@ def _remember(value: Any, found: dict[int, tuple[Any, Any]], depth: int) -> None
     """Copy containers and attributes of plain objects, down to `depth` levels."""
     if depth == 0 or id(value) in found or isinstance(value, (Tensor, nn.Module, type)):
         return
-    if isinstance(value, (dict, list)):
+    if isinstance(value, (dict, list, deque, set)):
         content = dict(value) if isinstance(value, dict) else list(value)
         found[id(value)] = (value, content)
         for inner in content.values() if isinstance(content, dict) else content:

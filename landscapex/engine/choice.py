@@ -18,7 +18,7 @@ from landscapex.engine.compiled import (
 from landscapex.engine.eager import EagerEngine
 from landscapex.engine.plan import NotCapturedError
 from landscapex.engine.validation import LOSS, check_points, validate
-from landscapex.errors import CaptureError
+from landscapex.errors import CaptureError, LandscapexError
 from landscapex.guard import Snapshot
 
 ENGINES = ("auto", "eager", "compiled")
@@ -30,6 +30,7 @@ _FEW_SAMPLES = 1e-3  # of an accuracy: scores that are equal but for rounding ma
 # of two computations in bf16 that do not round at the same places
 _ROUNDED_LOSS = 0.1
 _SOME_SAMPLES = 2e-2
+_REASON = 200  # characters that a reason takes over from an error
 
 log = logging.getLogger("landscapex")
 
@@ -127,10 +128,10 @@ def _checked(
     values: list[float],
     plans: PlanCache,
 ) -> CompiledEngine:
-    points = check_points(region.low, region.high)
+    points = check_points(region.low, region.high, center, directions)
     while True:
-        compiled = compile_engine(eager, center, directions, plans)
         try:
+            compiled = compile_engine(eager, center, directions, plans)
             validate(compiled, snapshot, center, directions, points)
             _compare_center(compiled, eager, values)
         except NotCapturedError:
@@ -138,6 +139,12 @@ def _checked(
             if plans.reused and plans.forget():
                 continue
             raise
+        except LandscapexError:  # somebody else wrote to the model
+            raise
+        except Exception as error:  # the eager engine serves what nobody here has thought of
+            plans.forget()
+            first = (str(error).strip().splitlines() or [""])[0][:_REASON]
+            raise NotCapturedError(f"{type(error).__name__}: {first}") from error
         return compiled
 
 

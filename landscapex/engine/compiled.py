@@ -40,10 +40,22 @@ _AMX_LANES = {96: 1.0, 64: 1.06, 32: 1.3, 16: 1.4}
 _AMX_CACHE_FLOATS = 1 << 19
 
 
+def native_module() -> Any:
+    """Load the library that runs programs.
+
+    Returns:
+        ``landscapex._program``.
+
+    Raises:
+        ImportError: If it was not built, or cannot be loaded.
+    """
+    return importlib.import_module("landscapex._program")
+
+
 def unavailable() -> str | None:
     """Why there is no compiled engine here; None if there is one."""
     try:
-        importlib.import_module("landscapex._program")
+        native_module()
     except ImportError as error:
         return f"the compiled engine is not installed ({error})"
     return None
@@ -79,8 +91,7 @@ class Captured:
         """
         key = (lanes, self.bf16 and not exact)
         if key not in self._programs:
-            native = importlib.import_module("landscapex._program")
-            self._programs[key] = native.Program(lanes, self.lowered.program, bf16=key[1])
+            self._programs[key] = native_module().Program(lanes, self.lowered.program, bf16=key[1])
         return self._programs[key]
 
     def lanes(self, samples: int, num_sets: int) -> int:
@@ -395,7 +406,7 @@ def bf16_kernel() -> str:
     Returns:
         ``"amx"``, ``"avx512_bf16"``, or ``"portable"``: rounded to bf16, multiplied in fp32.
     """
-    return str(importlib.import_module("landscapex._program").bf16_kernel())
+    return str(native_module().bf16_kernel())
 
 
 def refuse(eager: EagerEngine) -> None:
@@ -456,7 +467,8 @@ class PlanCache:
         digest = hashlib.sha256()
         for name, tensor in tensors:
             if name not in moving:
-                digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+                raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+                digest.update(raw.numpy().data)
         if structure != self._structure:
             self._plans.clear()
         if structure != self._structure or digest.hexdigest() != self._bytes:

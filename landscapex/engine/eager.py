@@ -279,7 +279,7 @@ class EagerEngine:
             torch.clear_autocast_cache()
 
     def _reset_modes(self) -> None:
-        """What a loss may have switched at the last point."""
+        """Undo what a loss may have switched at the last point."""
         self._set_flags()
         wanted = self._grad_mode is torch.enable_grad
         if torch.is_grad_enabled() is not wanted:

@@ -60,7 +60,7 @@ def lower(
     outputs = []
     for value in values[1:2]:  # some losses do not tell what the model returned
         if isinstance(value, Lanes | FromBatch):
-            output = low.lanes(value)
+            output = low.full(value)
             outputs.append((output.buffer, flat(output.index)))
     program = Program(
         tuple(low.buffers), tuple(low.weights), tuple(low.steps), low.terms, tuple(outputs)
