@@ -112,7 +112,7 @@ def fill_grid(num_axes: int, objective: Objective, options: Options) -> Surface:
     with (
         _thread_count(options.threads or _earlier_threads(options)),
         Interrupts() as interrupts,
-        objective.session(options.center) as session,
+        objective.session(options.center, layout=_earlier_layout(options)) as session,
     ):
         directions = _directions(num_axes, session, options)
         spans = [a.default_span for a in directions.axes]
@@ -124,10 +124,7 @@ def fill_grid(num_axes: int, objective: Objective, options: Options) -> Surface:
         _confirm_size(grid, len(center), seconds, options.confirm)
         _warn_of_lost_steps(session, directions, grid)
         wanted = options.engine if options.engine != "auto" else _earlier_engine(options)
-        session.choose_engine(
-            directions.vectors, _region(grid), center,
-            wanted=wanted, layout=_earlier_layout(options),
-        )  # fmt: skip
+        session.choose_engine(directions.vectors, _region(grid), center, wanted=wanted)
         header = describe_run(session, directions, grid, center, fingerprint)
         finished = _finished(options, header)
         if finished is not None:

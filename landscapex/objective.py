@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import math
 import re
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -125,6 +126,10 @@ class Objective:
         self._data = {"data": data, **(datasets or {})}
         self._frozen: dict[str, FrozenBatches] | None = None
         self._plans = PlanCache()
+        # a layer that is exchanged gives another space
+        self._layouts: weakref.WeakKeyDictionary[ParameterSpace, Layout] = (
+            weakref.WeakKeyDictionary()
+        )
         self._cache, self._batch_size = cache, batch_size
         self.weight_decay, self.bn, self.precision = float(weight_decay), bn, precision
         self.check, self.allow_nonfinite = check, allow_nonfinite
@@ -207,11 +212,12 @@ class Objective:
             return session.gradient()
 
     @contextlib.contextmanager
-    def session(self, center: Point = None) -> Iterator[Session]:
+    def session(self, center: Point = None, *, layout: Layout | None = None) -> Iterator[Session]:
         """Exclusive use of the model around a centre; restored at the end.
 
         Args:
             center: The point that coordinates 0 stand for; None for the live parameters.
+            layout: Of data for the eager engine, as an earlier run had it; None finds one.
 
         Yields:
             What evaluates points.
@@ -227,6 +233,8 @@ class Objective:
                 weight_decay=self.weight_decay,
                 common_seed=not self.check,
             )
+            engine.arrange(layout or self._layouts.get(self._space))
+            self._layouts[self._space] = engine.layout
             session = Session(self, snapshot, engine, center)
             try:
                 yield session
@@ -328,7 +336,6 @@ class Session:
         center: list[float],
         *,
         wanted: str = "auto",
-        layout: Layout | None = None,
     ) -> None:
         """Decide what evaluates the points of a run; the model stands at the centre.
 
@@ -337,7 +344,6 @@ class Session:
             region: Where the points lie.
             center: `values` there.
             wanted: ``"auto"``, ``"eager"`` or ``"compiled"``.
-            layout: Of the run that this one goes on with, for the eager engine.
 
         Raises:
             CaptureError: If ``"compiled"`` is wanted and cannot be had.
@@ -347,8 +353,6 @@ class Session:
             wanted, self.engine, self.snapshot, self.center, directions, region, center,
             self.objective._plans,
         )  # fmt: skip
-        if self.choice.compiled is None:
-            self.engine.arrange(layout)
 
     def checked_center(self, stop: Stop | None = None) -> list[float]:
         """Values at the centre, evaluated twice unless the objective says ``check=False``.

@@ -151,9 +151,9 @@ def batch_size(activation_bytes: int, parameter_bytes: int) -> int:
 
 
 def _is_near(batches: FrozenBatches, size: int) -> bool:
-    """Whether the batches are as good as they are: not larger, and at least half as large."""
+    """Whether the batches are as good as they are: not larger, and not much smaller."""
     usual = sorted(batches.sizes)[len(batches.sizes) // 2]
-    return usual <= size and (size <= 2 * usual or usual == batches.num_samples)
+    return usual <= size and (3 * size <= 4 * usual or usual == batches.num_samples)
 
 
 def _prefers_channels_last(model: nn.Module, batch: Batch) -> bool:
