@@ -79,7 +79,7 @@ def describe_run(
         "native": _lib.native,
         "engine": session.choice.name,
         "layout": session.engine.layout.recorded(),
-        "batches": {name: list(_layout(f.sizes)) for name, f in session.engine.data.items()},
+        "batches": {name: list(_layout(f.sizes)) for name, f in session.engine.laid_out.items()},
     }
     return RunHeader(
         KINDS[len(infos) - 1], infos, session.columns, fingerprint, recorded, provenance

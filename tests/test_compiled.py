@@ -160,7 +160,17 @@ def mean_of_squares(model, batch):
     return 0.5 * ((model(inputs) - F.one_hot(target, 3)) ** 2).mean() + 1.0
 
 
+def sum_over_samples(model, batch):
+    inputs, target = batch
+    return F.mse_loss(model(inputs), F.one_hot(target, 3).float(), reduction="sum") / len_of(inputs)
+
+
+def len_of(inputs):
+    return inputs.shape[0]
+
+
 LOSSES = {
+    "divided by the samples": sum_over_samples,
     "class weights": nn.CrossEntropyLoss(torch.tensor([0.2, 1.0, 3.0])),
     "label smoothing": nn.CrossEntropyLoss(label_smoothing=0.2),
     "ignore_index": nn.CrossEntropyLoss(ignore_index=1),

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
-from landscapex.engine.lowering.core import Entries, Lanes, Lowering, Scalar, handles
+from landscapex.engine.lowering.core import (
+    Denominator,
+    Entries,
+    Lanes,
+    Lowering,
+    Scalar,
+    handles,
+)
 from landscapex.engine.plan import NotCapturedError
 from landscapex.engine.steps import Activation
 
@@ -191,6 +200,7 @@ def _prelu(low: Lowering, node: fx.Node, x: Any, weight: Any) -> Lanes:
 
 @handles("add.Tensor", "add.Scalar")
 def _add(low: Lowering, node: fx.Node, x: Any, y: Any, alpha: float) -> Any:
+    _refuse_sizes(node)
     if isinstance(x, Scalar) or isinstance(y, Scalar):
         return _number(x).plus(_number(y).times(alpha))
     if alpha != 1:
@@ -200,6 +210,7 @@ def _add(low: Lowering, node: fx.Node, x: Any, y: Any, alpha: float) -> Any:
 
 @handles("sub.Tensor", "sub.Scalar")
 def _sub(low: Lowering, node: fx.Node, x: Any, y: Any, alpha: float) -> Any:
+    _refuse_sizes(node)
     if alpha == 1 and not (isinstance(x, Scalar) or isinstance(y, Scalar)):
         return low.map("sub", node, x, y)
     return _add(low, node, x, y, -alpha)
@@ -212,6 +223,7 @@ def _rsub(low: Lowering, node: fx.Node, x: Any, y: Any, alpha: float) -> Any:
 
 @handles("mul.Tensor", "mul.Scalar")
 def _mul(low: Lowering, node: fx.Node, x: Any, y: Any) -> Any:
+    _refuse_sizes(node)
     if isinstance(x, Scalar) or isinstance(y, Scalar):
         loss, factor = (x, y) if isinstance(x, Scalar) else (y, x)
         return loss.times(_factor(factor, "a product of losses"))
@@ -223,8 +235,29 @@ def _div(low: Lowering, node: fx.Node, x: Any, y: Any) -> Any:
     if isinstance(x, Scalar) or isinstance(y, Scalar):
         if not isinstance(x, Scalar):
             raise NotCapturedError("a quotient of losses")
+        if _counts_samples(node.args[1]):
+            return _per_sample(x, int(y))
         return x.times(1 / _factor(y, "a quotient of losses"))
+    _refuse_sizes(node)
     return low.map("div", node, x, y)
+
+
+def _counts_samples(argument: Any) -> bool:
+    """Whether a number is a size that depends on the batch: it was evaluated for one sample."""
+    return isinstance(argument, fx.Node) and isinstance(argument.meta.get("val"), torch.SymInt)
+
+
+def _refuse_sizes(node: fx.Node) -> None:
+    if any(_counts_samples(argument) for argument in node.args):
+        raise NotCapturedError("arithmetic with the number of samples")
+
+
+def _per_sample(loss: Scalar, entries: int) -> Scalar:
+    """A sum over the samples, divided by a multiple of how many they are."""
+    if loss.constant or any(part.denominator is not None for part in loss.parts):
+        raise NotCapturedError("a mean divided by the number of samples")
+    divided = (replace(part, denominator=Denominator(per_sample=entries)) for part in loss.parts)
+    return Scalar(tuple(divided))
 
 
 def _number(x: Any) -> Scalar:
