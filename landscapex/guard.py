@@ -143,6 +143,13 @@ class _Shield:
                 self._previous(signal.SIGINT, self._pending)
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off until the end: for work that must not be left half done."""
+    with _Shield():
+        yield
+
+
 class Snapshot:
     """All that an evaluation may change in a model and in the random number generators.
 

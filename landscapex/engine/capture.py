@@ -30,6 +30,7 @@ from landscapex._batch import Batch, map_leaves, sample_count, tensor_leaves
 from landscapex.engine.plan import NotCapturedError, Plan, Slot
 from landscapex.engine.sharing import label
 from landscapex.errors import ArgumentError
+from landscapex.guard import uninterrupted
 from landscapex.losses import Measure
 from landscapex.parameters import unwrap
 
@@ -251,7 +252,8 @@ def _example(measure: Measure, batch: Batch) -> tuple[Any, tuple[Tensor, ...], A
 
 def _export(entry: _Entry, tensors: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
     try:
-        with _exporting, torch.no_grad(), _quiet(), _attributes_kept(entry.model):
+        # cut short while torch imports its compiler, export would fail for ever after
+        with uninterrupted(), _exporting, torch.no_grad(), _quiet(), _attributes_kept(entry.model):
             program = export(entry, (tensors,), dynamic_shapes=shapes, strict=False)
             program = program.run_decompositions({})
     except Exception as error:

@@ -190,6 +190,11 @@ class _Outputs(TorchDispatchMode):
         super().__init__()
         self.sizes: list[int] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # torch would import its compiler (a second or two) to keep it away from the function below
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
