@@ -63,6 +63,8 @@ class FrozenBatches:
         sizes: Samples per batch.
         fingerprint: SHA-256 over structure, dtypes, shapes and bytes of every batch, in order.
         notes: What a reader of the result should know about the data.
+        ours: Whether the size of the batches was our choice: the user gave tensors or a dataset,
+            and no size.
     """
 
     name: str
@@ -71,6 +73,7 @@ class FrozenBatches:
     sizes: tuple[int, ...]
     fingerprint: str
     notes: tuple[str, ...]
+    ours: bool = False
     _digests: tuple[str, ...] = field(default=())
     _kept: tuple[Batch, ...] = field(default=())
     _versions: tuple[tuple[int, ...], ...] = field(default=())
@@ -299,6 +302,7 @@ def freeze(
         sizes=tuple(reading.sizes),
         fingerprint=hashlib.sha256("\n".join(reading.digests).encode()).hexdigest(),
         notes=tuple(notes),
+        ours=batch_size is None and (isinstance(source, _Slices) or source is not data),
         _digests=tuple(reading.digests),
         _kept=tuple(reading.kept),
         _versions=tuple(_versions(batch) for batch in reading.kept),

@@ -191,10 +191,10 @@ class Snapshot:
         self._writer = space.writer()
         self._counting = [p for _, p, _ in self._watched if not p.is_inference()]
         self._places = self._read_places()
-        # how often each parameter was written to, when we looked; and by each of our writes since
+        # how often each parameter had been written to after our last write, and, should somebody
+        # else have written between two of ours, what was found then
         self._written: list[int] | None = self._versions()
-        self._per_write: list[int] | None = None
-        self._writes = 0
+        self._foreign: list[int] | None = None
         nowhere = self.center[None][:0]
         self._point: tuple[Tensor, Tensor, Sequence[float]] = (self.center, nowhere, ())
         self._restored = False
@@ -240,18 +240,16 @@ class Snapshot:
         self._write(center, directions, coordinates)
 
     def _write(self, center: Tensor, directions: Tensor, coordinates: Sequence[float]) -> None:
-        before = self._versions() if self._per_write is None else []
+        before = self._versions()
+        if before != self._written and self._written is not None and self._foreign is None:
+            self._foreign = [a - b for a, b in zip(before, self._written, strict=True)]
         try:
             self._writer.write(center, directions, coordinates)
         except RuntimeError:
             self._check_places()  # a parameter of another shape takes no copy
             raise
         self._point = (center, directions, coordinates)
-        self._writes += 1
-        if self._per_write is None:
-            self._per_write = [b - a for a, b in zip(before, self._versions(), strict=True)]
-        if self._written is None:
-            self._written, self._writes = self._versions(), 0
+        self._written = self._versions()
 
     def check_unchanged(self, *, contents: bool = False) -> None:
         """Refuse to go on when somebody else wrote to the parameters.
@@ -271,14 +269,13 @@ class Snapshot:
             self._check_contents()
 
     def _check_versions(self) -> None:
-        """Compare slots, and counters with what our own writes have made of them."""
+        """Compare slots, and counters with what they were after our own writes."""
         for m, name, p in self._slots:
             if m._parameters.get(name) is not p:
                 raise ModelChangedError(_changed(f"{type(m).__name__}.{name} was replaced"))
-        by_us = self._per_write or [0] * len(self._counting)
-        expected = [a + self._writes * b for a, b in zip(self._written or (), by_us, strict=True)]
-        for p, version, mine in zip(self._counting, self._versions(), expected, strict=True):
-            if version != mine:
+        now = [a - b for a, b in zip(self._versions(), self._written or (), strict=True)]
+        for p, *writes in zip(self._counting, now, self._foreign or now, strict=True):
+            if any(writes):
                 name, moves = next((name, moves) for name, q, moves in self._watched if q is p)
                 raise ModelChangedError(_changed(f"{name} was written to", moves))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 
 import models
 import pytest
@@ -25,7 +26,8 @@ def pairs(*shape, classes=3, batch=None):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(*shape, generator=generator)
     y = torch.randint(classes, shape[:1], generator=generator)
-    return freeze((x, y), device=CPU, batch_size=batch or shape[0])
+    frozen = freeze((x, y), device=CPU, batch_size=batch or shape[0])
+    return dataclasses.replace(frozen, ours=True)  # as if nobody had asked for these sizes
 
 
 @contextlib.contextmanager
@@ -323,3 +325,13 @@ def test_the_first_data_set_decides_for_all():
         assert engine.here() == pytest.approx(before, rel=1e-6)
         assert [len(b) for b in engine.laid_out.values()] == [1, 1]
         assert [len(b) for b in engine.data.values()] == [8, 6]
+
+
+def test_batches_that_the_user_formed_keep_their_size():
+    """A model that is not captured may branch on a batch: who gave batches gets these very ones."""
+    x, y = torch.zeros(64, 4), torch.zeros(64, dtype=torch.long)
+    layout = Layout(batch=16)
+    assert layout.apply(freeze((x, y), device=CPU)).sizes == (16,) * 4
+    assert layout.apply(freeze((x, y), device=CPU, batch_size=8)).sizes == (8,) * 8
+    loader = [(x[i : i + 8], y[i : i + 8]) for i in range(0, 64, 8)]
+    assert layout.apply(freeze(loader, device=CPU)).sizes == (8,) * 8

@@ -55,7 +55,7 @@ class Layout:
         """
         if not batches.separable or batches.num_bytes > _COPIED_BYTES:
             return batches
-        size = self.batch
+        size = self.batch if batches.ours else None
         if size is not None and _is_near(batches, size):
             size = None
         return batches.arranged(size, channels_last=self.channels_last)

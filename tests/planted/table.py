@@ -470,7 +470,7 @@ FAULTS = [
     ),
     Planted(
         "fault 27", "a training step goes unseen", "landscapex/guard.py",
-        "            if version != mine:\n",
+        "            if any(writes):\n",
         "            if False:\n",
         GUARD + "test_fault_27_parameters_that_do_not_move_must_not_change_either",
     ),
