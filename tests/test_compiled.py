@@ -355,3 +355,10 @@ def test_explain_gives_the_reason_of_the_eager_engine():
     assert explanation.why in repr(explanation)
     with pytest.raises(lx.errors.ArgumentError, match="`axes` must be 1, 2 or 3, got 4"):
         lx.explain(models.seeded(Coupled), batches, "cross_entropy", axes=4)
+
+
+def test_long_sequences_keep_wide_tiles():
+    """A recurrent layer works on short buffers, however long the one that it walks through."""
+    rng = torch.Generator().manual_seed(0)
+    data = torch.randn(48, 200, 5, generator=rng), torch.randint(3, (48,), generator=rng)
+    assert lx.explain(models.seeded(models.LSTMClassifier), data, "cross_entropy").lanes == 48

@@ -26,6 +26,7 @@ from landscapex.engine.packing import (
     slot_values,
 )
 from landscapex.engine.plan import NotCapturedError, Plan
+from landscapex.engine.steps import GruCell, LstmCell
 from landscapex.parameters import ParameterSpace
 
 MOST_FORMS = 8  # of batches: each needs a plan of its own
@@ -107,10 +108,12 @@ class Captured:
         per_lane = self.program(16).arena_floats(num_sets) / 16
         amx = self.bf16 and bf16_kernel() == "amx"
         choices, most = (_AMX_LANES, _AMX_CACHE_FLOATS) if amx else (_LANES, _CACHE_FLOATS)
+        # recurrent layers walk through their long buffers once, and work on short ones
+        recurrent = any(isinstance(s, LstmCell | GruCell) for s in self.lowered.program.steps)
         costs = {
             lanes: -(-samples // lanes) * lanes * cost
             for lanes, cost in choices.items()
-            if lanes == 16 or per_lane * lanes <= most
+            if lanes == 16 or recurrent or per_lane * lanes <= most
         }
         return min(costs, key=lambda lanes: (costs[lanes], -lanes))
 
@@ -273,6 +276,9 @@ class CompiledEngine:
     """Evaluates captured models at many points at once; never touches the model.
 
     Made by `compile_engine`.
+
+    Attributes:
+        num_directions: K.
     """
 
     name = "compiled"
@@ -294,8 +300,11 @@ class CompiledEngine:
                 )
         self._products: dict[int, np.ndarray | None] = {}
         self._directions = directions
-        vectors = torch.cat([center[None], directions]).double()
-        self._gram = (vectors @ vectors.T).numpy()
+        self.num_directions = len(directions)
+        self._gram = np.zeros((0, 0))
+        if eager.weight_decay:
+            vectors = torch.cat([center[None], directions]).double()
+            self._gram = (vectors @ vectors.T).numpy()
 
     def serves(self, directions: Tensor) -> bool:
         """Whether these are the directions that the weights were packed for."""
@@ -305,11 +314,6 @@ class CompiledEngine:
     def shares(self) -> list[_Share]:
         """The batches of each form in each data set."""
         return [s for d in self.data for s in d.shares]
-
-    @property
-    def num_directions(self) -> int:
-        """K."""
-        return len(self._gram) - 1
 
     @property
     def points_at_once(self) -> int:
@@ -366,7 +370,7 @@ class CompiledEngine:
         program = share.captured.program(share.lanes)
         ready = id(share) in self._products
         if not ready:
-            size = len(share.tiles.valid) * program.affine_floats(len(self._gram))
+            size = len(share.tiles.valid) * program.affine_floats(self.num_directions + 1)
             fits = 0 < 4 * size <= _PRODUCT_BYTES
             self._products[id(share)] = np.empty(size, np.float32) if fits else None
         sums, _ = program.run(
