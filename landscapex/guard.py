@@ -197,6 +197,7 @@ class Snapshot:
         self._foreign: list[int] | None = None
         nowhere = self.center[None][:0]
         self._point: tuple[Tensor, Tensor, Sequence[float]] = (self.center, nowhere, ())
+        self._follow: Callable[[Sequence[float]], None] | None = None
         self._restored = False
 
     def lend(self) -> None:
@@ -219,6 +220,14 @@ class Snapshot:
         """
         self._buffers += [(t, t.detach().clone()) for t in tensors]
         self._written = None
+
+    def accompany(self, follow: Callable[[Sequence[float]], None]) -> None:
+        """Have further tensors follow every point: buffers, or parameters given to `also`.
+
+        Args:
+            follow: Writes them, given the coordinates of a point; none for the centre.
+        """
+        self._follow = follow
 
     def move(self, center: Tensor, directions: Tensor, coordinates: Sequence[float]) -> None:
         """Write a point into the live parameters, and note that it was us.
@@ -248,6 +257,8 @@ class Snapshot:
         except RuntimeError:
             self._check_places()  # a parameter of another shape takes no copy
             raise
+        if self._follow is not None:
+            self._follow(coordinates)
         self._point = (center, directions, coordinates)
         self._written = self._versions()
 
@@ -342,7 +353,7 @@ class Snapshot:
                 if e.dtype == self.space.dtype:
                     original = self.center[e.offset : e.end].view(e.shape)
                 p.copy_(original)
-            for b, original in self._buffers:
+            for b, original in reversed(self._buffers):  # what was noted first is the original
                 if not _same_bits(b, original):  # an expanded buffer cannot be written
                     b.copy_(original)
         for p, requires_grad, grad in self._leaves:

@@ -74,6 +74,12 @@ class Totals:
             self._numerators.append(total)
             self._weights.append(count)
 
+    def weights(self) -> list[list[float]]:
+        """Return what each batch counts: ``[batches][columns]``, as in `columns`."""
+        width = len(self.columns)
+        flat = _to_host(self._weights)
+        return [flat[i : i + width] for i in range(0, len(flat), width)]
+
     def values(self) -> list[float]:
         """Return the means, one per column; the one place that waits for the device.
 

@@ -45,6 +45,7 @@ def execute(
     weights: Sequence[Array],
     points: Array,
     lanes: int,
+    threads: int = 1,
 ) -> tuple[Array, list[list[Array]]]:
     """Run the kernels.
 
@@ -54,6 +55,7 @@ def execute(
         weights: By id, ``[K + 1, size]``, packed.
         points: ``[G, K]``.
         lanes: Samples per tile.
+        threads: How many compute.
 
     Returns:
         Sums ``[G, terms]``, and for each point the outputs ``[samples, elements]``.
@@ -74,6 +76,7 @@ def execute(
         arrays,
         points,
         [(np.ascontiguousarray(w, np.float32), False) for w in weights],
+        threads,
         with_values=bool(program.outputs),
     )
     if values is None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import landscapex as lx
-from landscapex.engine import compiled
+from landscapex.engine import preparation
 from landscapex.engine.capture import capture
 from landscapex.engine.lowering.lanes import Lowered
 from landscapex.engine.lowering.lower import lower
@@ -127,7 +127,7 @@ def test_a_captured_model_gives_what_it_gives_by_hand(
         PLANS[architecture.name] = model, capture(*args, **options)
         return PLANS[architecture.name][1]
 
-    monkeypatch.setattr(compiled, "capture", recorded)
+    monkeypatch.setattr(preparation, "capture", recorded)
     directions = directions_of(model, 3)
     found = surface(architecture, model, "compiled", directions=directions)
     assert found.provenance["engine"]["name"] == "compiled"

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 import landscapex as lx
 from landscapex import axes
 from landscapex.engine import choice, validation
-from landscapex.engine.compiled import CompiledEngine, PlanCache
+from landscapex.engine.compiled import CompiledEngine
+from landscapex.engine.preparation import PlanCache
 from landscapex.engine.steps import (
     Activation,
     Buffer,

@@ -210,7 +210,7 @@ def hooked() -> nn.Module:
         (gradient_penalty, "torch.export: "),
         (physics, "torch.export: "),
         (lambda m, b: (m(b[0]).mean(), {"spread": m(b[0]).std()}), "nothing but a 0-d tensor"),
-        (lambda m, b: m(b[0]).mean().item(), "torch.export: "),
+        (lambda m, b: m(b[0]).mean().item(), "nothing but a 0-d tensor"),
         (lambda m, b: m(b[0]).mean(1), "nothing but a 0-d tensor"),
         (lambda m, b: m(b[0]).argmax(), "the loss has shape"),
         (lambda m, b: m(b[1]).mean(), "torch.export: RuntimeError"),

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 import landscapex as lx
 from landscapex.engine import choice
-from landscapex.engine.compiled import PlanCache, unavailable
+from landscapex.engine.native import unavailable
+from landscapex.engine.preparation import PlanCache
 from landscapex.errors import CaptureError
 
 pytestmark = pytest.mark.skipif(

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import landscapex as lx
 from landscapex.engine import choice
-from landscapex.engine.compiled import unavailable
+from landscapex.engine.native import unavailable
 from landscapex.engine.validation import check_points
 from landscapex.errors import CaptureError
 

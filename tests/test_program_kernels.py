@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from program_bench import SAMPLES, Bench, assert_close, execute
 from program_bench import isa as isa
 from program_functions import activate
+from step_builder import StepCase
 from step_cases import CASES
 
 from landscapex.engine.steps import (
@@ -52,16 +53,33 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_kernel_computes_what_torch_computes(name: str, samples: int, lanes: int) -> None:
     case = CASES[name](samples)
+    point = np.array([case.coefficients[1:]])
+    sums, values = execute(case.program, case.inputs, weights_of(case), point, lanes)
+    np.testing.assert_allclose(sums[0], case.terms, rtol=1e-6, atol=1e-6)
+    for got, want in zip(values[0], case.outputs, strict=True):
+        assert_close(got, want, 1e-5 if "winograd" in name else 1e-6)
+
+
+@pytest.mark.parametrize("name", list(CASES)[::8])
+def test_threads_share_the_work_and_nothing_else(name: str) -> None:
+    case = CASES[name](70)
+    weights = weights_of(case)
+    points = np.array([case.coefficients[1:]]) * np.linspace(-1, 1, 6)[:, None]
+    alone = execute(case.program, case.inputs, weights, points, 16)
+    shared = execute(case.program, case.inputs, weights, points, 16, threads=4)
+    np.testing.assert_array_equal(shared[0], alone[0])
+    for one, other in zip(shared[1], alone[1], strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def weights_of(case: StepCase) -> list[np.ndarray]:
     program = case.program
     sets = [
         reference.packed(program, reference.weights_at(program, slots, offset=k == 0))
         for k, slots in enumerate(case.sets)
     ]
-    weights = [np.stack(w) for w in zip(*sets, strict=True)]
-    sums, values = execute(program, case.inputs, weights, np.array([case.coefficients[1:]]), lanes)
-    np.testing.assert_allclose(sums[0], case.terms, rtol=1e-6, atol=1e-6)
-    for got, want in zip(values[0], case.outputs, strict=True):
-        assert_close(got, want, 1e-5 if "winograd" in name else 1e-6)
+    return [np.stack(w) for w in zip(*sets, strict=True)]
 
 
 def activated(bench: Bench, name: str, x: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import landscapex
-from landscapex.engine.compiled import unavailable
+from landscapex.engine.native import unavailable
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/guide.md", "docs/speed.md", "CONTRIBUTING.md"]

@@ -14,7 +14,7 @@ constexpr const char* kNames[] = {
 constexpr int kBuilt = sizeof(kNames) / sizeof(*kNames);
 
 bool processor_has(Isa isa) {
-#if defined(__x86_64__)
+#if defined(LX_WIDE_ISAS)
   __builtin_cpu_init();
   if (isa == Isa::avx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -2,7 +2,8 @@
 // that name; the widest one that the processor has is chosen when the library is loaded.
 #pragma once
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(LX_BASELINE_ONLY)
+#define LX_WIDE_ISAS
 #define LX_EACH_ISA(F, a, b) F(baseline, a, b) F(avx2, a, b) F(avx512, a, b)
 #else
 #define LX_EACH_ISA(F, a, b) F(baseline, a, b)

@@ -9,6 +9,10 @@
 #include <system_error>
 #include <thread>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "../kernels/perturb.h"
 #include "contract_bf16.h"
 #include "kernels.h"
@@ -17,6 +21,7 @@ namespace landscapex::program {
 namespace {
 
 constexpr int64_t kAlign = 16;           // floats: one cache line
+constexpr size_t kHugePage = 2 << 20;    // bytes
 constexpr int64_t kRunFloats = 1 << 17;  // of inputs that one stretch of a contraction touches
 constexpr int64_t kShortestRun = 32;     // positions
 
@@ -27,10 +32,17 @@ struct Free {
 };
 using Memory = std::unique_ptr<float[], Free>;
 
+// Large blocks lie in large pages where the system has them: weights stream through the processor
+// once for each tile and point, and prefetching stops where the address of a page is not at hand.
 Memory allocate(int64_t floats) {
-  const size_t bytes = static_cast<size_t>(aligned(std::max<int64_t>(floats, 1))) * sizeof(float);
-  void* p = std::aligned_alloc(64, bytes);
+  size_t bytes = static_cast<size_t>(aligned(std::max<int64_t>(floats, 1))) * sizeof(float);
+  const bool large = bytes >= kHugePage / 4;
+  if (large) bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  void* p = std::aligned_alloc(large ? kHugePage : 64, bytes);
   if (p == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  if (large) madvise(p, bytes, MADV_HUGEPAGE);  // a wish: small pages serve as well
+#endif
   return Memory(static_cast<float*>(p));
 }
 

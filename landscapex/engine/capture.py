@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import PackedSequence
 from landscapex._batch import Batch, map_leaves, sample_count, tensor_leaves
 from landscapex.engine.plan import NotCapturedError, Plan, Slot
 from landscapex.engine.sharing import label
-from landscapex.errors import ArgumentError
+from landscapex.errors import ArgumentError, LandscapexError
 from landscapex.guard import uninterrupted
 from landscapex.losses import Measure
 from landscapex.parameters import unwrap
@@ -256,6 +256,8 @@ def _export(entry: _Entry, tensors: tuple[Tensor, ...], shapes: Any) -> Exported
         with uninterrupted(), _exporting, torch.no_grad(), _quiet(), _attributes_kept(entry.model):
             program = export(entry, (tensors,), dynamic_shapes=shapes, strict=False)
             program = program.run_decompositions({})
+    except LandscapexError as error:  # the measure says itself what it cannot give
+        raise NotCapturedError(str(error).strip().rstrip(".")) from None
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0][:_REASON]
         raise NotCapturedError(f"torch.export: {type(error).__name__}: {first}") from None

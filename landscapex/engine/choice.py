@@ -8,15 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from landscapex.engine.compiled import (
-    CompiledEngine,
-    PlanCache,
-    bf16_kernel,
-    compile_engine,
-    refuse,
-)
+from landscapex.engine.compiled import CompiledEngine
 from landscapex.engine.eager import EagerEngine
+from landscapex.engine.native import bf16_kernel
 from landscapex.engine.plan import NotCapturedError
+from landscapex.engine.preparation import PlanCache, compile_engine, refuse
 from landscapex.engine.validation import LOSS, check_points, validate
 from landscapex.errors import CaptureError, LandscapexError
 from landscapex.guard import Snapshot

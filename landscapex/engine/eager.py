@@ -58,6 +58,7 @@ class EagerEngine:
     Attributes:
         layout: How the losses see the data; that of the user until `arrange` is called.
         laid_out: The data in this layout.
+        totals: Of the last evaluation, by data set.
     """
 
     name = "eager"
@@ -83,6 +84,7 @@ class EagerEngine:
         self.weight_decay = weight_decay
         self.common_seed = common_seed
         self.columns: tuple[str, ...] | None = None
+        self.totals: dict[str, Totals] = {}
         self._norms = batch_norms(space.model)
         trained = {id(m) for m in self._norms} if bn == "batch" else set()
         self._flags = [(m, id(m) in trained) for m in space.model.modules()]
@@ -184,7 +186,7 @@ class EagerEngine:
         names: tuple[str, ...] = ()
         model = self.space.model
         for name, batches in self.laid_out.items():
-            totals = Totals()
+            totals = self.totals[name] = Totals()
             b = 0
             try:  # not by way of `_terms`: beside a small network, a generator counts
                 for batch in batches:
@@ -290,6 +292,12 @@ class EagerEngine:
         for module, training in self._flags:
             if module.training is not training:
                 module.training = training
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The modes of an evaluation, for whoever calls the measure itself."""
+        with self._grad_mode(), self._mode():
+            yield
 
     @contextlib.contextmanager
     def _mode(self) -> Iterator[None]:

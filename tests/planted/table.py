@@ -355,19 +355,19 @@ FAULTS = [
         EVALUATE + "test_fault_05_another_run_is_never_mixed_in",
     ),
     Planted(
-        "fault 5", "data do not count", "landscapex/objective.py",
+        "fault 5", "data do not count", "landscapex/session.py",
         '            "data": _sha256(*(',
         '            "no": _sha256(*(',
         EVALUATE + "test_fault_05_another_run_is_never_mixed_in[journal-data]",
     ),
     Planted(
-        "fault 5", "buffers do not count", "landscapex/objective.py",
+        "fault 5", "buffers do not count", "landscapex/session.py",
         "_tensor_parts(dict(model.named_buffers()))",
         "_tensor_parts({})",
         EVALUATE + "test_fault_05_another_run_is_never_mixed_in[journal-buffers]",
     ),
     Planted(
-        "fault 10", "NaN in the centre", "landscapex/objective.py",
+        "fault 10", "NaN in the centre", "landscapex/session.py",
         "            if not bool(torch.isfinite(t).all())\n",
         "            if False\n",
         OBJECTIVE + "test_fault_10_a_centre_that_is_not_finite_is_refused_by_name",
@@ -415,7 +415,7 @@ FAULTS = [
         OBJECTIVE + "test_fault_15_a_generator_cannot_be_read_again",
     ),
     Planted(
-        "fault 16", "a random loss passes", "landscapex/objective.py",
+        "fault 16", "a random loss passes", "landscapex/session.py",
         "            if not abs(a - b) <= REPEAT_TOLERANCE * max(abs(a), abs(b)):\n",
         "            if False:\n",
         OBJECTIVE + "test_fault_16_a_loss_that_differs_from_itself_is_refused_with_its_culprit",
@@ -526,7 +526,7 @@ ENGINE = [
         COMPILED + "test_surface_equals_the_model_in_float64[mlp]",
     ),
     Planted(
-        "engine 7", "ignored labels count", "landscapex/engine/compiled.py",
+        "engine 7", "ignored labels count", "landscapex/engine/captured.py",
         "counted = labels[labels != denominator.ignore_index]",
         "counted = labels",
         COMPILED + "test_batches_weigh_what_they_weigh_in_torch[ignore_index]",
@@ -554,15 +554,15 @@ ENGINE = [
         + "test_weight_that_stands_still_in_the_graph_is_noticed_away_from_the_centre",
     ),
     Planted(
-        "engine 10", "a program outlives its buffers", "landscapex/engine/compiled.py",
+        "engine 10", "a program outlives its buffers", "landscapex/engine/preparation.py",
         "if structure != self._structure or digest.hexdigest() != self._bytes:",
         "if structure != self._structure:",
         COMPILED + "test_training_between_two_surfaces_is_seen",
     ),
     Planted(
-        "engine 11", "a plain mean of batch means", "landscapex/engine/compiled.py",
-        "            weights.append(float(terms.weight))\n",
-        "            weights.append(1.0)\n",
+        "engine 11", "a plain mean of batch means", "landscapex/engine/preparation.py",
+        "    return weights[:, 0], ",
+        "    return np.ones(len(weights)), ",
         COMPILED + "test_batches_weigh_what_they_weigh_in_torch[function]",
     ),
     Planted(
