@@ -179,3 +179,28 @@ def test_gaussian(benchmark, threads):
     report(
         benchmark, {"landscapex": ours, "torch.randn": theirs}, entries=len(out), threads=threads
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_orthogonalize(benchmark, threads, dtype):
+    rows = 40  # the default basis of the Lanczos method
+    size = sum(torch.Size(s).numel() for s in resnet56_shapes())
+    basis = torch.randn(rows, size, dtype=dtype) / size**0.5  # all but orthonormal
+    start, left = torch.randn(size, dtype=dtype), torch.empty(2, size, dtype=dtype)
+    found = torch.empty(rows, dtype=torch.float64)
+
+    def ours() -> None:
+        _ops.orthogonalize_(left[0].copy_(start), basis, found)
+
+    def theirs() -> None:  # inner products in the dtype of the basis, not in float64
+        w = left[1].copy_(start)
+        for _ in range(2):
+            w.addmv_(basis.T, torch.mv(basis, w), alpha=-1)
+
+    for function in (ours, theirs):
+        function()
+    tolerance = 100 * torch.finfo(dtype).eps
+    torch.testing.assert_close(left[0], left[1], rtol=tolerance, atol=tolerance)
+    functions = {"landscapex": ours, "torch.mv twice": theirs}
+    bits = 8 * start.element_size()
+    report(benchmark, functions, parameters=size, rows=rows, bits=bits, threads=threads)

@@ -10,19 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from landscapex import axes as directions
+    from landscapex import controls as controls
+    from landscapex import criticality as criticality
     from landscapex import errors as errors
     from landscapex import examples as examples
     from landscapex import plot as plot
+    from landscapex import projections as projections
+    from landscapex import sharpness as sharpness
     from landscapex._doctor import doctor as doctor
+    from landscapex._trajectory import Trajectory as Trajectory
     from landscapex.axes import Directions as Directions
+    from landscapex.curvature.maps import curvature_map as curvature_map
+    from landscapex.curvature.operators import hessian as hessian
     from landscapex.evaluate import line as line
     from landscapex.evaluate import surface as surface
     from landscapex.evaluate import volume as volume
     from landscapex.explanation import explain as explain
+    from landscapex.histograms import weight_histograms as weight_histograms
+    from landscapex.interpolation import interpolate as interpolate
     from landscapex.objective import Objective as Objective
+    from landscapex.recorder import Recorder as Recorder
     from landscapex.results import Surface as Surface
     from landscapex.results import merge as merge
     from landscapex.results import open as open
+    from landscapex.trajectories import trajectory as trajectory
 
     __version__: str
 
@@ -30,36 +41,58 @@ if TYPE_CHECKING:
 _TABLE = {
     "Directions": "axes:Directions",
     "Objective": "objective:Objective",
+    "Recorder": "recorder:Recorder",
     "Surface": "results:Surface",
+    "Trajectory": "_trajectory:Trajectory",
+    "controls": "controls",
+    "criticality": "criticality",
+    "curvature_map": "curvature.maps:curvature_map",
     "directions": "axes",
     "doctor": "_doctor:doctor",
     "errors": "errors",
     "examples": "examples",
     "explain": "explanation:explain",
+    "hessian": "curvature.operators:hessian",
+    "weight_histograms": "histograms:weight_histograms",
+    "interpolate": "interpolation:interpolate",
     "line": "evaluate:line",
     "merge": "results:merge",
     "open": "results:open",
     "plot": "plot",
+    "projections": "projections",
+    "sharpness": "sharpness",
     "surface": "evaluate:surface",
+    "trajectory": "trajectories:trajectory",
     "volume": "evaluate:volume",
 }
 
 __all__ = [
     "Directions",
     "Objective",
+    "Recorder",
     "Surface",
+    "Trajectory",
     "__version__",
+    "controls",
+    "criticality",
+    "curvature_map",
     "directions",
     "doctor",
     "errors",
     "examples",
     "explain",
+    "hessian",
+    "interpolate",
     "line",
     "merge",
     "open",
     "plot",
+    "projections",
+    "sharpness",
     "surface",
+    "trajectory",
     "volume",
+    "weight_histograms",
 ]
 
 

@@ -291,7 +291,9 @@ def to_channels_last(leaf: Tensor) -> Tensor:
     """
     if leaf.ndim != 4 or not leaf.is_floating_point():
         return leaf
-    return leaf.contiguous(memory_format=torch.channels_last)
+    # `contiguous` returns images of one channel as they are, and torch goes by their strides
+    made = torch.empty_like(leaf, memory_format=torch.channels_last)
+    return made.copy_(leaf.detach()) if made.stride() != leaf.stride() else leaf
 
 
 def snapshot(batch: Batch, device: torch.device, pin: bool) -> Batch:

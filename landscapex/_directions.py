@@ -27,12 +27,14 @@ class Axis:
 
     Attributes:
         label: In words, e.g. "random direction 1".
-        source: "random", "between", "gradient", "given".
+        source: "random", "between", "gradient", "given", "hessian".
         normalize: How it was scaled to the centre: "filter", "layer", "model", "weight" or None.
         ignore: What happened to biases and norm parameters: "bias_bn" (zero), "copy" or None.
         seed: Of a random draw.
         zero_filters: Filters of the centre that are all zero: the direction is zero there.
         note: Anything else a reader of the result should know.
+        reach: The coordinates drawn by default run from minus to plus this; None for those that
+            the source has.
     """
 
     label: str
@@ -42,10 +44,13 @@ class Axis:
     seed: int | None = None
     zero_filters: int = 0
     note: str = ""
+    reach: float | None = None
 
     @property
     def default_span(self) -> tuple[float, float]:
         """The coordinates drawn when nothing else is asked for."""
+        if self.reach is not None:
+            return (-self.reach, self.reach)
         return (-0.5, 1.5) if self.source == "between" else (-1.0, 1.0)
 
     def unit(self, norm: float) -> str:
@@ -211,12 +216,22 @@ def check_usable(directions: Directions) -> None:
                 )
 
 
-def gram(vectors: Tensor) -> Tensor:
-    """Inner products of the rows ``(K, K)``, summed in float64, on the CPU."""
-    total = torch.zeros((len(vectors), len(vectors)), dtype=torch.float64, device="cpu")
-    for part in vectors.split(_BLOCK, dim=1):
+def gram(vectors: Tensor, others: Tensor | None = None) -> Tensor:
+    """Inner products of the rows with each other ``(K, K)``, or with other rows ``(K, L)``.
+
+    Args:
+        vectors: ``(K, P)``.
+        others: ``(L, P)``.
+
+    Returns:
+        Summed in float64, on the CPU.
+    """
+    columns = len(vectors if others is None else others)
+    total = torch.zeros((len(vectors), columns), dtype=torch.float64, device="cpu")
+    theirs = None if others is None else others.split(_BLOCK, dim=1)
+    for i, part in enumerate(vectors.split(_BLOCK, dim=1)):
         wide = part.double()
-        total += (wide @ wide.T).cpu()
+        total += (wide @ (wide if theirs is None else theirs[i].double()).T).cpu()
     return total
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from landscapex import _lib
-from landscapex.engine import native
+from landscapex.engine.native import bf16_kernel, native_module, unavailable
 
 _EXTRAS = {"interactive": ("plotly",)}
 
@@ -134,7 +134,7 @@ def doctor() -> Report:
     native = _lib.native
     ops = torch.ops.landscapex
     built_with = tuple(ops.build_info().split("|")) if native else ()
-    program = None if native.unavailable() else native.native_module()
+    program = None if unavailable() else native_module()
     return Report(
         version=_version("landscapex"),
         python=f"{platform.python_version()} ({platform.python_implementation()})",
@@ -147,7 +147,7 @@ def doctor() -> Report:
         cpu_built=tuple(ops.isa_names().split(",")) if native else (),
         cpu_chosen=ops.isa() if native else "",
         engine=str(program.isa()) if program else "",
-        engine_bf16=native.bf16_kernel() if program else "",
+        engine_bf16=bf16_kernel() if program else "",
         cuda=_lib.cuda,
         cuda_architectures=tuple(ops.cuda_architectures().split()) if _lib.cuda else (),
         devices=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
@@ -203,7 +203,7 @@ def _missing_kernels(built_with: tuple[str, ...]) -> list[Missing]:
 
 def _missing_engine() -> list[Missing]:
     """The compiled engine, where the other kernels could be built and it was not."""
-    why = native.unavailable()
+    why = unavailable()
     if why is None or not _lib.native:
         return []
     headers = Path(sysconfig.get_path("include"), "Python.h").is_file()

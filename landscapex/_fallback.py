@@ -1,7 +1,7 @@
 """The operators in plain PyTorch and NumPy, for where the compiled libraries are missing.
 
-`perturb_` and `gaussian_` give the bits of the compiled operators; `filter_normalize_` agrees to
-rounding. Arguments, rules and messages are those of `landscapex._ops`.
+`perturb_` and `gaussian_` give the bits of the compiled operators; `filter_normalize_` and
+`orthogonalize_` agree to rounding. Arguments, rules and messages are those of `landscapex._ops`.
 """
 
 from __future__ import annotations
@@ -83,6 +83,21 @@ def gaussian_(out: Tensor, key: int, stream: int, offset: int = 0) -> None:
     for numbers in _normals(key % 2**64, stream % 2**64, offset, out.numel()):
         out[begin : begin + len(numbers)] = torch.from_numpy(numbers).to(out.dtype)
         begin += len(numbers)
+
+
+def orthogonalize_(w: Tensor, basis: Tensor, coefficients: Tensor) -> None:
+    """Take out of a vector what lies in the span of rows; see `landscapex._ops.orthogonalize_`."""
+    _check_orthogonalize(w, basis, coefficients)
+    w, total = w.detach(), coefficients.detach().zero_()
+    length = max(1, _CHUNK // max(1, len(basis)))
+    parts = [slice(i, i + length) for i in range(0, len(w), length)]
+    for _ in range(2):
+        found = _float64(torch.zeros_like(total))
+        for at in parts:
+            found += _float64(basis[:, at]) @ _float64(w[at])
+        for at in parts:
+            w[at] = (_float64(w[at]) - found @ _float64(basis[:, at])).to(w.dtype)
+        total += found.to(total.device)
 
 
 def _float64(tensor: Tensor) -> Tensor:
@@ -324,3 +339,31 @@ def _check_gaussian(out: Tensor, offset: int) -> None:
         offset >= 0 and offset + out.numel() < 2**63,
         f"gaussian_: offset must be at least 0 with offset + n < 2^63, got {offset}",
     )
+
+
+def _check_orthogonalize(w: Tensor, basis: Tensor, coefficients: Tensor) -> None:
+    op = "orthogonalize_"
+    _require(
+        w.dim() == 1 and w.is_contiguous() and w.dtype in _MASTER,
+        f"{op}: w must be a contiguous float32 or float64 [P] tensor, got {_words(w)}",
+    )
+    size, rows = w.numel(), basis.shape[0] if basis.dim() else 0
+    _require(
+        basis.dim() == 2
+        and basis.is_contiguous()
+        and basis.shape[1] == size
+        and basis.dtype == w.dtype
+        and basis.device == w.device,
+        f"{op}: basis must be a contiguous [K, P] tensor with the dtype and device of w and P = "
+        f"{size}, got {_words(basis)}",
+    )
+    _require(
+        coefficients.shape == (rows,)
+        and coefficients.is_contiguous()
+        and coefficients.dtype == torch.float64
+        and coefficients.device == w.device,
+        f"{op}: coefficients must be a contiguous float64 [K] tensor on {w.device} with K = "
+        f"{rows}, got {_words(coefficients)}",
+    )
+    shared = _overlap(w, basis) or _overlap(w, coefficients) or _overlap(basis, coefficients)
+    _require(not shared, f"{op}: w, basis and coefficients must not share memory, got two that do")

@@ -136,6 +136,38 @@ def gaussian_(out: Tensor, key: int, stream: int, offset: int = 0) -> None:
         _fallback.gaussian_(out, key, stream, offset)
 
 
+def orthogonalize_(w: Tensor, basis: Tensor, coefficients: Tensor) -> None:
+    """Make a vector orthogonal to orthonormal rows, by classical Gram-Schmidt twice.
+
+    ``c = Q w; w -= Q^T c``, and the same again with what is left. Inner products are summed in
+    float64, in an order that depends neither on the instruction set nor on threads; each entry of
+    ``w`` is changed in float64, row after row, and rounded once in each of the two passes. Memory
+    with ``Q`` is read three times, not four: one pass changes ``w`` piece by piece and takes the
+    inner products of the next with what is still in the cache.
+
+    Args:
+        w: ``(P,)``, float32 or float64. Written to.
+        basis: ``Q``, ``(K, P)``, dtype and device of ``w``.
+        coefficients: ``(K,)`` float64 on the device of ``w``. Receives the sum of both ``c``.
+
+    References:
+        Giraud, Langou, Rozložník, "The loss of orthogonality in the Gram-Schmidt
+        orthogonalization process", Computers & Mathematics with Applications 50, 2005.
+
+    Example:
+        >>> w, c = torch.tensor([3.0, 4.0, 5.0]), torch.empty(2, dtype=torch.float64)
+        >>> orthogonalize_(w, torch.eye(2, 3), c)
+        >>> w, c.tolist()
+        (tensor([0., 0., 5.]), [3.0, 4.0])
+    """
+    if _compiled(w):
+        with torch.no_grad():
+            torch.ops.landscapex.orthogonalize_.default(w, basis, coefficients)
+        _written((w, coefficients))
+    else:
+        _fallback.orthogonalize_(w, basis, coefficients)
+
+
 def _compiled(tensor: Tensor) -> bool:
     """Whether an operator for the device of this tensor was built."""
     return _lib.cuda if tensor.is_cuda else _lib.native and (tensor.is_cpu or tensor.is_meta)
@@ -161,4 +193,8 @@ if _lib.native:
 
     @torch.library.register_fake("landscapex::gaussian_")
     def _(out: Tensor, key: int, stream: int, offset: int) -> None:
+        return None
+
+    @torch.library.register_fake("landscapex::orthogonalize_")
+    def _(w: Tensor, basis: Tensor, coefficients: Tensor) -> None:
         return None

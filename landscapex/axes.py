@@ -5,7 +5,6 @@ Exposed as ``landscapex.directions``.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from landscapex._directions import (
     gram,
     layout_of,
 )
+from landscapex._draws import gaussian_
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -34,7 +34,9 @@ from landscapex.parameters import Ignore, Normalize, ParameterSpace, unwrap
 if TYPE_CHECKING:
     from landscapex.objective import Objective
 
-__all__ = ["Axis", "Directions", "between", "given", "gradient", "load", "normalize", "random"]
+__all__ = [
+    "Axis", "Directions", "between", "given", "gradient", "hessian", "load", "normalize", "random",
+]  # fmt: skip
 
 
 def load(path: str | os.PathLike[str]) -> Directions:
@@ -99,9 +101,7 @@ def random(
     for k in range(n):
         for e in space.entries:
             if not (ignore == "bias_bn" and e.is_bias_bn):
-                digest = hashlib.sha256(f"{seed}/direction/{k}/{e.name}".encode()).digest()
-                key, stream = (_signed(digest[i : i + 8]) for i in (0, 8))
-                _ops.gaussian_(vectors[k, e.offset : e.end], key, stream)
+                gaussian_(vectors[k, e.offset : e.end], f"{seed}/direction/{k}/{e.name}")
     axes = tuple(Axis(f"random direction {k + 1}", "random", seed=seed) for k in range(n))
     drawn = Directions(vectors, axes, layout_of(space))
     return _scaled(drawn, space, normalize, ignore, orthogonalize, center)
@@ -163,6 +163,54 @@ def gradient(objective: Objective, *, center: Tensor | None = None) -> Direction
     """
     vector = objective.gradient(center)[None]
     return Directions(vector, (Axis("gradient", "gradient"),), layout_of(_space(objective)))
+
+
+def hessian(
+    objective: Objective,
+    n: int = 2,
+    *,
+    which: str = "LA",
+    kind: str = "hessian",
+    tol: float | None = None,
+    seed: int = 0,
+    center: Tensor | None = None,
+) -> Directions:
+    """Eigenvectors of the curvature at the centre: where the loss bends most.
+
+    Random directions hide negative curvature; ``which="BE"`` shows it beside the largest. Without
+    a span of its own, an axis runs to where the quadratic term alone changes the loss by as much
+    as it is.
+
+    Args:
+        objective: What to differentiate.
+        n: How many.
+        which: ``"LA"`` (of the largest eigenvalues), ``"SA"`` (smallest), ``"LM"`` (largest in
+            magnitude) or ``"BE"`` (both ends, in rising order).
+        kind: Of curvature, as in `landscapex.hessian`.
+        tol: Of residuals, relative to the largest eigenvalue in size; None for 1e-4 in float32 and
+            1e-8 in float64.
+        seed: Of start vectors.
+        center: Flat point ``(P,)``; None for the live parameters.
+
+    Returns:
+        Directions of length 1, orthogonal to each other; labels hold the eigenvalues.
+
+    References:
+        Böttcher, Wheeler, "Visualizing high-dimensional loss landscapes with Hessian directions",
+        arXiv 2208.13219.
+
+    Example:
+        >>> import torch, landscapex as lx
+        >>> x, model = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.nn.Linear(2, 1, bias=False)
+        >>> objective = lx.Objective(model, (x, torch.zeros(2, 1)), "mse_loss")
+        >>> [a.label for a in lx.directions.hessian(objective).axes]
+        ['eigenvector 1 (λ = 4)', 'eigenvector 2 (λ = 1)']
+    """
+    from landscapex.curvature import operators  # it needs directions, too
+
+    curvature = operators.hessian(objective, kind=kind, center=center)
+    found = curvature.eigenvalues(n, which, tol=tol, seed=seed)
+    return found.directions(curvature, loss=objective.loss(center))
 
 
 def given(objective: Objective | nn.Module, directions: Any) -> Directions:
@@ -349,7 +397,3 @@ def _space(objective: Objective | nn.Module) -> ParameterSpace:
             f"`objective` must be an Objective or a module, got {type(objective).__name__}."
         )
     return space
-
-
-def _signed(eight: bytes) -> int:
-    return int.from_bytes(eight, "little", signed=True)

@@ -14,9 +14,10 @@ from landscapex.engine.choice import ENGINES
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.filling import Auto, Options, Progress, fill_grid
 from landscapex.grid import Span
-from landscapex.objective import Objective, Point, bind
+from landscapex.objective import Objective, bind
 from landscapex.parameters import Ignore, Normalize
 from landscapex.results import Surface
+from landscapex.session import Point
 
 Shard = str | tuple[int, int] | None
 
@@ -61,7 +62,7 @@ def line(
         (5,)
     """
     objective = bind(model, data, loss, metrics=metrics, precision=precision)
-    return fill_grid(1, objective, _options(locals()))
+    return fill_grid(1, objective, checked_options(locals()))
 
 
 def surface(
@@ -96,20 +97,23 @@ def surface(
         model: A module, or an `Objective` (then without data, loss, metrics and precision).
         data: See `Objective`.
         loss: See `Objective`.
-        directions: ``"random"``, `Directions`, a tensor ``(K, P)``, or a sequence of mappings
-            {parameter name: tensor}.
+        directions: ``"random"``, ``"hessian"`` (eigenvectors of the largest eigenvalues of the
+            Hessian at the centre, of length 1), `Directions`, a tensor ``(K, P)``, a sequence of
+            mappings {parameter name: tensor}, or a `Trajectory`, whose plane then is drawn.
         normalize: ``"filter"``, ``"layer"``, ``"model"``, ``"weight"`` or None; ``"auto"`` is
             ``"filter"`` for random directions and None for all others.
         ignore: ``"bias_bn"``, ``"copy"`` or None; ``"auto"`` is ``"bias_bn"`` for random
             directions and None for all others.
         span: ``s`` for coordinates from -s to s, ``(lo, hi)`` for all axes, or one pair per
-            direction; None for (-1, 1), or (-0.5, 1.5) between models. Coordinates multiply the
-            direction.
+            direction; None for (-1, 1), (-0.5, 1.5) between models, a `Trajectory` and a tenth
+            more, and as far along an eigenvector as its curvature alone doubles the loss.
+            Coordinates multiply the direction.
         points: Per axis: one number, or one per direction. An odd number over a symmetric span
             has the centre as a point.
-        center: None for the live parameters, a state_dict, or a flat vector ``(P,)``.
+        center: A state_dict, or a flat vector ``(P,)``; None for the live parameters, or the
+            origin of the plane of a `Trajectory`.
         metrics: See `Objective`.
-        seed: Of random directions.
+        seed: Of random directions, and of the search for eigenvectors.
         out: Result file (NetCDF-4). While the work goes on, finished points are kept in a journal
             beside it.
         resume: Go on with an interrupted run of the same settings, and return a finished one;
@@ -152,7 +156,7 @@ def surface(
         (3, 5)
     """
     objective = bind(model, data, loss, metrics=metrics, precision=precision)
-    return fill_grid(2, objective, _options(locals()))
+    return fill_grid(2, objective, checked_options(locals()))
 
 
 def volume(
@@ -189,11 +193,22 @@ def volume(
         (3, 3, 3)
     """
     objective = bind(model, data, loss, metrics=metrics, precision=precision)
-    return fill_grid(3, objective, _options(locals()))
+    return fill_grid(3, objective, checked_options(locals()))
 
 
-def _options(arguments: dict[str, Any]) -> Options:
-    """Check the shared arguments, before any work."""
+def checked_options(arguments: dict[str, Any]) -> Options:
+    """Check the shared arguments, before any work.
+
+    Args:
+        arguments: By name; those that `Options` does not have are left out.
+
+    Returns:
+        The options.
+
+    Raises:
+        ArgumentError: If one has an unknown value.
+        ArgumentTypeError: If one has the wrong type.
+    """
     chosen = {name: arguments[name] for name in Options.__dataclass_fields__}
     if arguments["engine"] not in ENGINES:
         raise ArgumentError(

@@ -10,15 +10,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from landscapex import axes, results, store
-from landscapex._directions import Directions, check_layout, check_usable
+from landscapex._directions import Directions, check_layout, check_usable, layout_of
 from landscapex._files import check_path
 from landscapex.engine.choice import Region
 from landscapex.engine.layout import Layout
@@ -34,13 +33,16 @@ from landscapex.grid import CONFIRM_ABOVE, Grid, Span, make_grid
 from landscapex.header import KINDS, RunHeader, differences
 from landscapex.interrupts import Interrupts
 from landscapex.journal import Journal, journal_path
-from landscapex.objective import Objective, Point, Session
+from landscapex.objective import Objective
 from landscapex.parameters import Ignore, Normalize
 from landscapex.provenance import describe_run
+from landscapex.quantities import Losses, Quantity
 from landscapex.results import Surface
+from landscapex.session import Point, Session
 
 BLOCK_SECONDS = 0.5  # of work that may be lost
 CHUNK = 16  # points per turn of a shard: part of the format of a run
+NAMED = ("random", "hessian")  # directions that are made here
 
 Auto = Literal["auto"]
 
@@ -66,9 +68,32 @@ class Progress:
     values: np.ndarray
 
 
+@runtime_checkable
+class Plane(Protocol):
+    """Directions that come with the point they start from: a `Trajectory`.
+
+    Attributes:
+        directions: The axes.
+        center: Where their coordinates are 0; taken unless the caller gives another centre.
+        span: One pair per direction; taken unless the caller gives another.
+    """
+
+    @property
+    def directions(self) -> Directions:
+        """The axes."""
+
+    @property
+    def center(self) -> Point:
+        """Where their coordinates are 0."""
+
+    @property
+    def span(self) -> Sequence[tuple[float, float]]:
+        """What is drawn, one pair per direction."""
+
+
 @dataclass(frozen=True)
 class Options:
-    """The keyword arguments that `line`, `surface` and `volume` share."""
+    """The keyword arguments that all who fill a grid share."""
 
     directions: Any
     normalize: Normalize | Auto | None
@@ -87,49 +112,55 @@ class Options:
     confirm: bool
 
 
-def fill_grid(num_axes: int, objective: Objective, options: Options) -> Surface:
+def fill_grid(
+    num_axes: int,
+    objective: Objective,
+    options: Options,
+    quantity: Callable[[Session], Quantity] = Losses,
+) -> Surface:
     """Compute a line, surface or volume, or what is missing of it.
 
     Args:
         num_axes: 1, 2 or 3.
-        objective: What is computed.
+        objective: Whose landscape it is.
         options: How.
+        quantity: What is computed at every point, made for the session of the run.
 
     Returns:
         The result; see `evaluate.surface`.
 
     Raises:
-        ArgumentError: If the directions are a string other than "random".
+        ArgumentError: If the directions are a string other than "random" and "hessian".
         KeyboardInterrupt: On Ctrl-C; see `evaluate.surface`.
         Terminated: On SIGTERM.
     """
     make_grid(num_axes, options.span, options.points)  # refuse bad numbers before reading data
-    if isinstance(options.directions, str) and options.directions != "random":
+    if isinstance(options.directions, str) and options.directions not in NAMED:
         raise ArgumentError(
-            f"`directions` must be 'random' or hold directions, got {options.directions!r}."
+            "`directions` must be 'random' or 'hessian', or hold directions, got "
+            f"{options.directions!r}."
         )
     began = time.monotonic()
     with (
         _thread_count(options.threads or _earlier_threads(options)),
         Interrupts() as interrupts,
-        objective.session(options.center, layout=_earlier_layout(options)) as session,
+        objective.session(_center(options), layout=_earlier_layout(options)) as session,
     ):
-        directions = _directions(num_axes, session, options)
-        spans = [a.default_span for a in directions.axes]
-        grid = make_grid(num_axes, options.span, options.points, default_spans=spans)
+        computed = quantity(session)
         fingerprint = session.fingerprint()  # before an evaluation touches running statistics
-        started = time.monotonic()
-        center = session.checked_center(interrupts)
-        seconds = (time.monotonic() - started) / (2 if objective.check else 1)
-        _confirm_size(grid, len(center), seconds, options.confirm)
+        directions = _directions(num_axes, session, options)
+        spans = _default_spans(directions, options)
+        grid = make_grid(num_axes, options.span, options.points, default_spans=spans)
+        center = computed.center(interrupts)
+        _confirm_size(grid, len(center), computed.seconds, options.confirm)
         _warn_of_lost_steps(session, directions, grid)
         wanted = options.engine if options.engine != "auto" else _earlier_engine(options)
-        session.choose_engine(directions.vectors, _region(grid), center, wanted=wanted)
-        header = describe_run(session, directions, grid, center, fingerprint)
+        computed.prepare(directions.vectors, _region(grid), center, wanted)
+        header = describe_run(session, computed, directions, grid, center, fingerprint)
         finished = _finished(options, header)
         if finished is not None:
             return finished
-        run = _Run(session, directions.vectors, grid, header, options, interrupts, seconds)
+        run = _Run(session, computed, grid, header, options, interrupts)
         with contextlib.ExitStack() as stack:
             if options.out is not None:
                 run.journal = stack.enter_context(
@@ -142,6 +173,8 @@ def fill_grid(num_axes: int, objective: Objective, options: Options) -> Surface:
         stopped = _stopped(interrupts.signum, result, options)
         raise stopped
     _warn_of_results(result, center[0])
+    for remark in computed.remarks(result):
+        _warn(remark)
     if options.out is not None and options.shard is None:
         result.save(options.out)
         store.remove_journals(options.out, header)
@@ -155,20 +188,18 @@ class _Run:
     def __init__(
         self,
         session: Session,
-        directions: Tensor,
+        quantity: Quantity,
         grid: Grid,
         header: RunHeader,
         options: Options,
         interrupts: Interrupts,
-        seconds_per_point: float,
     ) -> None:
-        self.session, self.directions, self.grid = session, directions, grid
+        self.session, self.quantity, self.grid = session, quantity, grid
         self.header, self.options, self.interrupts = header, options, interrupts
         self.journal: Journal | None = None
         # points at once: what is lost if the loss raises, or the machine stops
-        compiled = session.choice.compiled
-        self._most = CHUNK if compiled is None else compiled.points_at_once
-        self._pace = max(1, min(self._most, int(BLOCK_SECONDS / max(seconds_per_point, 1e-9))))
+        self._most = quantity.at_once or CHUNK
+        self._set_pace(quantity.seconds)
         self._done = np.zeros(grid.size, dtype=bool)
         self._values = np.full((grid.size, len(header.columns)), np.nan)
 
@@ -185,7 +216,7 @@ class _Run:
             total=total,
             initial=finished,
             unit="point",
-            desc=self.header.kind,
+            desc=self.quantity.name or self.header.kind,
             disable=not self.options.progress or sys.stderr is None,
             delay=0.5,
             dynamic_ncols=True,
@@ -209,12 +240,15 @@ class _Run:
         """Values of the next points: what half a second is enough for, up to ``stop``."""
         points = self.grid.points(start, min(start + self._pace, stop))
         began = time.monotonic()
-        values = self.session.losses(self.directions, points, self.interrupts)
-        if self.session.choice.compiled is not None and len(values):
-            seconds = max((time.monotonic() - began) / len(values), 1e-9)
-            self._pace = max(1, min(self._most, int(BLOCK_SECONDS / seconds)))
+        values = self.quantity.values(points, self.interrupts)
+        if len(values):
+            self._set_pace((time.monotonic() - began) / len(values))
         self.session.snapshot.check_unchanged(contents=True)  # before they are kept
         return values
+
+    def _set_pace(self, seconds: float) -> None:
+        """How many points to take at once when one takes so long."""
+        self._pace = max(1, min(self._most, int(BLOCK_SECONDS / max(seconds, 1e-9))))
 
     def _report(
         self, start: int, values: np.ndarray, finished: int, total: int, seconds: float
@@ -274,10 +308,24 @@ def _missing(chunks: Sequence[tuple[int, int]], done: np.ndarray) -> Iterator[tu
             first = last
 
 
+def _center(options: Options) -> Point:
+    """The centre that was asked for, or else the one that comes with the directions."""
+    if options.center is None and isinstance(options.directions, Plane):
+        return options.directions.center
+    return options.center
+
+
+def _default_spans(directions: Directions, options: Options) -> Sequence[tuple[float, float]]:
+    """One pair per direction."""
+    if isinstance(options.directions, Plane):
+        return options.directions.span
+    return [a.default_span for a in directions.axes]
+
+
 def _directions(num_axes: int, session: Session, options: Options) -> Directions:
     """The directions of this run, scaled as asked for, checked."""
     objective, wanted = session.objective, options.directions
-    random_draw = isinstance(wanted, str)
+    random_draw = wanted == "random" if isinstance(wanted, str) else False
     rule = options.normalize if options.normalize != "auto" else "filter" if random_draw else None
     ignore = options.ignore if options.ignore != "auto" else "bias_bn" if random_draw else None
     if random_draw:
@@ -286,6 +334,10 @@ def _directions(num_axes: int, session: Session, options: Options) -> Directions
             center=session.center,
         )  # fmt: skip
     else:
+        if isinstance(wanted, str):
+            wanted = _eigenvectors(num_axes, session, options.seed)
+        elif isinstance(wanted, Plane):
+            wanted = wanted.directions
         directions = wanted if isinstance(wanted, Directions) else axes.given(objective, wanted)
         check_layout(directions, session.space)
         vectors = directions.vectors.to(session.space.device, session.space.dtype)
@@ -300,6 +352,16 @@ def _directions(num_axes: int, session: Session, options: Options) -> Directions
         )
     check_usable(directions)
     return directions
+
+
+def _eigenvectors(num_axes: int, session: Session, seed: int) -> Directions:
+    """Those of the largest curvature at the centre."""
+    from landscapex.curvature.lanczos import eigenpairs  # only this kind of directions needs it
+    from landscapex.curvature.operators import linearize
+
+    loss = session.values()[0]
+    found = eigenpairs(linearize(session), min(num_axes, session.space.size), "LA", seed=seed)
+    return found.directions(layout_of(session.space), loss=loss)
 
 
 def _finished(options: Options, header: RunHeader) -> Surface | None:

@@ -22,8 +22,14 @@ from matplotlib.figure import Figure
 
 from landscapex._files import check_path, replace_file
 from landscapex._pictures.contours import draw_panel
+from landscapex._pictures.coststrip import cost_strip as cost_strip
+from landscapex._pictures.curvature_map import map_figure
 from landscapex._pictures.curves import draw_curves, group_columns
+from landscapex._pictures.flow import draw_flow as gradient_flow
 from landscapex._pictures.gallery import finish_relief, panels_figure, relief_axes
+from landscapex._pictures.gradients import draw_gradients as gradient_history
+from landscapex._pictures.histograms import histograms as histograms
+from landscapex._pictures.interpolation import interpolation as interpolation
 from landscapex._pictures.layout import (
     Levels,
     Picture,
@@ -46,13 +52,35 @@ from landscapex._pictures.panel import (
     slice_of,
 )
 from landscapex._pictures.relief import draw_relief
+from landscapex._pictures.residual import residuals as residuals
 from landscapex._pictures.scale import check_kind
+from landscapex._pictures.spectrum import draw_spectrum as spectrum
+from landscapex._pictures.trajectory import draw_trajectory as trajectory
 from landscapex.errors import ArgumentError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from landscapex.results import Surface
+
+__all__ = [
+    "compare",
+    "contour",
+    "cost_strip",
+    "curvature_map",
+    "gradient_flow",
+    "gradient_history",
+    "histograms",
+    "interpolation",
+    "line",
+    "residuals",
+    "save",
+    "slices",
+    "spectrum",
+    "surface3d",
+    "thumbnail",
+    "trajectory",
+]
 
 _KINDS = ("contour", "surface3d", "line")
 
@@ -246,6 +274,37 @@ def compare(
     names = _labels(surfaces, labels)
     panels = [panel_of(s, column, kind, name) for s, name in zip(surfaces, names, strict=True)]
     return panels_figure(panels, scale, levels, title or "", relief=kind == "surface3d")
+
+
+def curvature_map(
+    surface: Surface,
+    *,
+    scale: str = "auto",
+    levels: Levels = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw a curvature map: the loss, both ends of the spectrum, and their ratio.
+
+    Args:
+        surface: A result of `landscapex.curvature_map` with two axes.
+        scale: Of the ratio: "auto", "linear", "log" or "symlog".
+        levels: Of the ratio; as in `contour`.
+        title: Above all panels; None or "" for none.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ArgumentError: The result has another number of axes or is no curvature map, or the scale
+            or the levels cannot be used.
+        ArgumentTypeError: `surface` is not a result.
+
+    References:
+        Li, Xu, Taylor, Studer, Goldstein, "Visualizing the Loss Landscape of Neural Nets",
+        NeurIPS 2018, figure 7.
+    """
+    check_surfaces([surface], 2, "curvature_map")
+    return map_figure(surface, title or "", scale, levels)
 
 
 def slices(

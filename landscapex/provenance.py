@@ -13,11 +13,13 @@ from landscapex import _lib
 from landscapex.axes import Directions
 from landscapex.grid import AXIS_NAMES, Grid
 from landscapex.header import KINDS, AxisInfo, RunHeader
-from landscapex.objective import Session
+from landscapex.quantities import Quantity
+from landscapex.session import Session
 
 
 def describe_run(
     session: Session,
+    quantity: Quantity,
     directions: Directions,
     grid: Grid,
     center: list[float],
@@ -27,9 +29,10 @@ def describe_run(
 
     Args:
         session: Around the centre of the run.
+        quantity: What is computed.
         directions: Its axes, ``(K, P)``.
         grid: Its points.
-        center: Values at the centre, by column of the session.
+        center: Values at the centre, by column.
         fingerprint: Of the session before its first evaluation.
 
     Returns:
@@ -42,7 +45,12 @@ def describe_run(
             AXIS_NAMES, grid.axes, directions.axes, norms, strict=False
         )
     )
-    fingerprint = {"format": "1", **fingerprint, "directions": directions.fingerprint()}
+    fingerprint = {
+        "format": "1",
+        **quantity.fingerprint,
+        **fingerprint,
+        "directions": directions.fingerprint(),
+    }
     about = session.describe()
     notes = [note for d in about["data"].values() for note in d["notes"]]
     notes += [f"{a.label}: {a.note}" for a in directions.axes if a.note]
@@ -56,13 +64,14 @@ def describe_run(
     provenance = {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "title": f"{about['model']['class']}, {about['model']['entries']:,} parameters",
-        "center": dict(zip(session.columns, center, strict=True)),
+        "center": dict(zip(quantity.columns, center, strict=True)),
         "directions": [
             {**a.__dict__, "norm": n} for a, n in zip(directions.axes, norms, strict=True)
         ],
         "cosines": directions.cosine().tolist(),
         "seed": directions.axes[0].seed,
         **about,
+        **quantity.describe(),
         "engine": {"name": session.choice.name, "why": session.choice.why},
         "versions": {
             "python": platform.python_version(),
@@ -82,7 +91,7 @@ def describe_run(
         "batches": {name: list(_layout(f.sizes)) for name, f in session.engine.laid_out.items()},
     }
     return RunHeader(
-        KINDS[len(infos) - 1], infos, session.columns, fingerprint, recorded, provenance
+        KINDS[len(infos) - 1], infos, quantity.columns, fingerprint, recorded, provenance
     )
 
 

@@ -19,6 +19,7 @@ import xarray as xr
 
 from landscapex import store
 from landscapex._arrays import read_only, same_bits
+from landscapex._line_measures import LineMeasures, measure_line
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -225,6 +226,50 @@ class Surface:
             return Minimum(np.nan, (np.nan,) * self.ndim)
         where = tuple(float(v[i]) for v, i in zip(self.coordinates, index, strict=True))
         return Minimum(float(finite[index]), where)
+
+    def measures(self, column: str = "loss") -> LineMeasures:
+        """Barrier, bump, monotonicity and convexity of a line on [0, 1].
+
+        Args:
+            column: What to measure, say ``"test_loss"`` or ``"error"``.
+
+        Returns:
+            The measures; NaN where a value on [0, 1] is NaN or missing.
+
+        Raises:
+            ArgumentError: If the result is not a line, has no such column, or has 0 or 1 not
+                among its coordinates.
+        """
+        if self.kind != "line":
+            raise ArgumentError(
+                f"barriers and their like must be asked of a line, got a {self.kind}."
+            )
+        return measure_line(self.coordinates[0], self[column])
+
+    @property
+    def barrier(self) -> float:
+        """How high the loss of a line rises above its chord on [0, 1]; see `LineMeasures`."""
+        return self.measures().barrier
+
+    @property
+    def monotone(self) -> bool:
+        """Whether the loss of a line nowhere rises on [0, 1]; see `LineMeasures`."""
+        return self.measures().monotone
+
+    @property
+    def monotone_violation(self) -> float:
+        """All that the loss of a line climbs on [0, 1]; see `LineMeasures`."""
+        return self.measures().monotone_violation
+
+    @property
+    def convexity_defect(self) -> float:
+        """How far the loss of a line is from convex on [0, 1]; see `LineMeasures`."""
+        return self.measures().convexity_defect
+
+    @property
+    def bump(self) -> float:
+        """The highest climb of the loss of a line on [0, 1]; see `LineMeasures`."""
+        return self.measures().bump
 
     @property
     def nonfinite(self) -> int:

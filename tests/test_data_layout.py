@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from landscapex._batch import to_channels_last
 from landscapex.batches import freeze
 from landscapex.engine.eager import EagerEngine
 from landscapex.engine.layout import Layout, batch_size, choose_layout
@@ -335,3 +336,12 @@ def test_batches_that_the_user_formed_keep_their_size():
     assert layout.apply(freeze((x, y), device=CPU, batch_size=8)).sizes == (8,) * 8
     loader = [(x[i : i + 8], y[i : i + 8]) for i in range(0, 64, 8)]
     assert layout.apply(freeze(loader, device=CPU)).sizes == (8,) * 8
+
+
+def test_images_of_one_channel_are_laid_out_by_their_strides():
+    """Torch chooses kernels by strides, which `contiguous` leaves as they are for one channel."""
+    images = torch.rand(2, 1, 4, 6)
+    assert to_channels_last(images).stride() == (24, 1, 6, 1)
+    assert torch.equal(to_channels_last(images), images)
+    already = torch.rand(2, 3, 4, 6).contiguous(memory_format=torch.channels_last)
+    assert to_channels_last(already) is already

@@ -14,6 +14,7 @@ from native.operator_cases import (
     RUNS,
     bits,
     filter_case,
+    orthogonalize_case,
     perturb_case,
 )
 from native.operator_reference import filter_normalize
@@ -84,6 +85,28 @@ def test_gaussian_gives_the_bits_of_the_cpu(n, offset, dtype):
     ops.gaussian_(got, -3, 2**40, offset)
     _fallback.gaussian_(want, -3, 2**40, offset)
     assert bits(got) == bits(want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("rows", "size"), [(0, 5), (1, 1), (3, 0), (3, 31), (9, 2049), (17, 4097), (40, 5000)]
+)
+def test_orthogonalize_gives_the_bits_of_the_cpu(rows, size, dtype):
+    w, basis, found = orthogonalize_case(rows, size, dtype, orthonormal=size > rows)
+    cpu, cpu_found = w.clone(), found.clone()
+    ops.orthogonalize_(w, basis, found)
+    torch.ops.landscapex.orthogonalize_(cpu, basis, cpu_found)
+    assert bits(w) == bits(cpu)
+    assert bits(found) == bits(cpu_found)
+
+
+def test_orthogonalize_sums_many_chunks():
+    """More chunks than a warp has lanes."""
+    w, basis, found = orthogonalize_case(2, 80_000, torch.float32)
+    cpu, cpu_found = w.clone(), found.clone()
+    ops.orthogonalize_(w, basis, found)
+    torch.ops.landscapex.orthogonalize_(cpu, basis, cpu_found)
+    assert (bits(w), bits(found)) == (bits(cpu), bits(cpu_found))
 
 
 def test_checks_are_those_of_the_cpu():

@@ -698,7 +698,7 @@ def test_a_progress_bar_on_request(capsys, progress, monkeypatch):
         ({"threads": 0}, ArgumentError, "`threads` must be a whole number of at least 1, got 0."),
         ({"shard": "2/2"}, ArgumentError, "`shard` i/n must have 0 <= i < n, got '2/2'."),
         ({"shard": "x"}, ArgumentError, "`shard` must be 'i/n' or (i, n), got 'x'."),
-        ({"directions": "hessian!"}, ArgumentError, "`directions` must be 'random' or hold"),
+        ({"directions": "hessian!"}, ArgumentError, "`directions` must be 'random' or 'hessian', "),
         ({"directions": [{}]}, DirectionError, "a surface needs 2 direction(s), got 1."),
         ({"directions": [{}, {}]}, DirectionError, "must not be zero everywhere, got length 0."),
         ({"directions": torch.ones(2, 21)}, DirectionError, "must not be parallel (|cosine| <="),

@@ -23,7 +23,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from those before it and from no other.
 ORDER = [
     *["errors", "_lib", "_fallback", "_ops", "_files"],
-    *["parameters", "_directions", "axes", "grid", "checkpoints"],
+    *["_draws", "parameters", "_directions", "axes", "grid", "checkpoints"],
     *["_batch", "_identity", "batches", "reductions", "metrics", "totals", "losses"],
     *["interrupts", "guard", "determinism", "engine"],
     *["engine.onednn", "engine.layout", "engine.eager"],
@@ -36,16 +36,40 @@ ORDER = [
     *["engine.lowering.recurrent", "engine.lowering.accesses", "engine.lowering.editor"],
     *["engine.lowering.fusion", "engine.lowering.relocation", "engine.lowering.storage"],
     *["engine.lowering.winograd", "engine.lowering.optimize", "engine.lowering.lower"],
-    *["engine.packing", "engine.compiled", "engine.validation", "engine.choice", "objective"],
-    *["_arrays", "_lock", "header", "_journal_lines", "journal", "store"],
-    *["results", "provenance", "filling", "evaluate", "explanation"],
+    *["engine.native", "engine.packing", "engine.captured", "engine.compiled"],
+    *["engine.preparation", "engine.validation", "engine.choice"],
+    *["session", "objective"],
+    *["_arrays", "_lock", "_numbers", "_tensor_file", "segment"],
+    *["curvature", "curvature.linear", "curvature.draws", "curvature.basis", "curvature.krylov"],
+    *["curvature.estimates", "curvature.eigenpairs", "curvature.lanczos"],
+    *["curvature.quadrature", "curvature.density", "curvature.sketch", "curvature.trace"],
+    *["curvature.diagonal", "curvature.replacements", "curvature.soundness", "curvature.outputs"],
+    *["curvature.standing", "curvature.linearized", "curvature.products", "curvature.classes"],
+    *["curvature.operators"],
+    *["sharpness.outcome", "sharpness.layers", "sharpness.probe", "sharpness.posterior"],
+    *["sharpness.noise", "sharpness.box", "sharpness.ascent", "sharpness.flatness"],
+    *["sharpness.fisher", "sharpness", "criticality.inputs", "criticality.points"],
+    *["criticality.history", "criticality.flow", "criticality"],
+    *["_callbacks", "runs", "recorder", "_principal", "_trajectory", "trajectories"],
+    *["residuals", "coststrip", "projections", "histograms", "controls"],
+    *["header", "_journal_lines", "journal", "store", "_line_measures", "results"],
+    *["quantities", "provenance", "filling", "evaluate", "interpolation", "curvature.maps"],
+    *["explanation"],
     *["_pictures", "_pictures.scale", "_pictures.panel", "_pictures.level_labels"],
     *["_pictures.contours", "_pictures.curves", "_pictures.relief", "_pictures.layout"],
-    *["_pictures.gallery", "plot", "_extras", "export"],
-    *["examples", "_doctor", "cli", "__main__"],
+    *["_pictures.gallery", "_pictures.curvature_map", "_pictures.spectrum", "_pictures.trajectory"],
+    *["_pictures.interpolation", "_pictures.residual", "_pictures.coststrip"],
+    *["_pictures.histograms", "_pictures.flow", "_pictures.gradients"],
+    *["plot", "_extras", "export", "examples", "_doctor", "cli", "__main__"],
 ]
-# Inside its methods, results may draw and export.
-LATER_ON_CALL = {"results": {"plot", "export"}}
+# Inside their methods, results may draw themselves and be exported.
+DRAWN = ["_trajectory", "residuals", "coststrip", "histograms", "curvature.density"]
+DRAWN += ["criticality.flow", "criticality.history"]
+LATER_ON_CALL = {
+    **{name: {"plot"} for name in DRAWN},
+    "results": {"plot", "export"},
+    "axes": {"curvature.operators"},  # eigenvectors as directions
+}
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 
 

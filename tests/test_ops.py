@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from native import operator_reference as reference
+from native.implementations import IMPLEMENTATIONS, implementation, native
 from native.operator_cases import (
     GROUPS,
     HALF_TO_DOUBLE,
@@ -18,30 +19,21 @@ from native.operator_cases import (
     SIZE,
     bits,
     filter_case,
+    orthogonalize_case,
     perturb_case,
 )
 
 from landscapex import _fallback, _lib, _ops
 
-native = pytest.mark.skipif(not _lib.native, reason="the compiled libraries were not built")
 MASTER = [torch.float32, torch.float64]
 compiled = torch.ops.landscapex
 
 
-@pytest.fixture(
-    params=["fallback", *(pytest.param(i, marks=native) for i in ("baseline", "avx2", "avx512"))]
-)
+@pytest.fixture(params=IMPLEMENTATIONS)
 def ops(request):
     """The operators of `_ops`: plain PyTorch, or compiled for one instruction set."""
-    if request.param == "fallback":
-        yield _fallback
-        return
-    try:
-        compiled.set_isa(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    yield _ops
-    compiled.set_isa("auto")
+    with implementation(request.param) as found:
+        yield found
 
 
 # --- perturb_ --------------------
@@ -343,10 +335,13 @@ def run_all(ops, case: tuple) -> list[list[int]]:
     params, directions = [torch.empty_like(p) for p in params], directions.clone()
     norms = torch.empty(3, 2, dtype=torch.float64)
     numbers = torch.empty(100_001)
+    w, basis = theta[:60_000].clone(), theta[60_000:].view(2, -1)
+    coefficients = torch.empty(2, dtype=torch.float64)
     ops.perturb_(params, center, steps, coordinates)
     ops.gaussian_(numbers, 3, 4, 5)
     ops.filter_normalize_(directions, theta, runs, torch.tensor([0, 1, 60]), norms)
-    return [bits(t) for t in (*params, numbers, directions, norms)]
+    ops.orthogonalize_(w, basis, coefficients)
+    return [bits(t) for t in (*params, numbers, directions, norms, w, coefficients)]
 
 
 @native
@@ -383,6 +378,7 @@ def test_an_instruction_set_that_is_not_there_is_named():
 def test_memory_does_not_grow_over_100000_calls():
     params, center, directions, coordinates = perturb_case(1, 2, torch.float32, long=10)
     d, theta, norms = filter_case(1, 1, torch.float32)
+    w, basis, coefficients = orthogonalize_case(3, 50, torch.float32)
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1])
@@ -393,6 +389,7 @@ def test_memory_does_not_grow_over_100000_calls():
             _ops.gaussian_(center, 1, 2)
         for _ in range(times // 10):
             _ops.filter_normalize_(d, theta, RUNS, GROUPS, norms)
+            _ops.orthogonalize_(w, basis, coefficients)
 
     call(5000)
     before = resident()
@@ -408,6 +405,8 @@ def operator_arguments(name: str, dtype: torch.dtype) -> tuple:
     if name == "filter_normalize_":
         directions, center, norms = filter_case(2, 2, dtype)
         return directions, center, RUNS, GROUPS, norms, False
+    if name == "orthogonalize_":
+        return orthogonalize_case(3, 50, dtype)
     return torch.empty(9, dtype=dtype), 1, 2, 3
 
 
@@ -418,6 +417,7 @@ def operator_arguments(name: str, dtype: torch.dtype) -> tuple:
         *(("perturb_", dtype) for dtype in MASTER),
         *(("filter_normalize_", dtype) for dtype in HALF_TO_DOUBLE),
         *(("gaussian_", dtype) for dtype in MASTER),
+        *(("orthogonalize_", dtype) for dtype in MASTER),
     ],
 )
 def test_operators_are_registered_as_torch_expects(name, dtype):
@@ -427,8 +427,9 @@ def test_operators_are_registered_as_torch_expects(name, dtype):
 
 @native
 def test_operators_compile_into_one_graph():
-    def step(params, center, directions, norms):
+    def step(params, center, directions, norms, coefficients):
         _ops.gaussian_(directions.view(-1), 1, 2)
+        _ops.orthogonalize_(center, directions, coefficients)
         _ops.filter_normalize_(directions, center, runs, groups, norms)
         _ops.perturb_(params, center, directions, [0.5, -0.25])
         return params[0] * 2
@@ -437,9 +438,9 @@ def test_operators_compile_into_one_graph():
     results = []
     for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
         params = [torch.zeros(8), torch.zeros(4, dtype=torch.bfloat16)]
-        norms = torch.zeros(3, 2, dtype=torch.float64)
-        out = function(params, torch.arange(12.0), torch.zeros(2, 12), norms)
-        results.append([bits(t) for t in (out, *params, norms)])
+        norms, found = torch.zeros(3, 2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        out = function(params, torch.arange(12.0), torch.zeros(2, 12), norms, found)
+        results.append([bits(t) for t in (out, *params, norms, found)])
     assert results[0] == results[1]
     assert results[0][0] != bits(torch.zeros(8))
 
@@ -450,6 +451,8 @@ def test_meta_tensors_are_understood():
     meta = torch.empty(3, device="meta")
     _ops.gaussian_(meta, 1, 2)
     _ops.perturb_([meta], torch.empty(3, device="meta"), torch.empty(0, 3, device="meta"), [])
+    found = torch.empty(2, device="meta", dtype=torch.float64)
+    _ops.orthogonalize_(meta, torch.empty(2, 3, device="meta"), found)
 
 
 P3 = torch.zeros(3)

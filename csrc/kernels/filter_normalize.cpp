@@ -3,34 +3,12 @@
 
 #include "float_environment.h"
 #include "search.h"
+#include "wide.h"
 
 namespace landscapex::cpu::LX_ISA {
 namespace {
 
-// As many float64 as a register of the instruction set holds.
-#if defined(__AVX512F__)
-constexpr int kWide = 8;
-#elif defined(__AVX2__)
-constexpr int kWide = 4;
-#else
-constexpr int kWide = 2;
-#endif
 constexpr int kVectors = kLanes / kWide;
-typedef double Doubles __attribute__((vector_size(8 * kWide)));
-typedef float Floats __attribute__((vector_size(4 * kWide)));
-
-LX_INLINE void load(const double* p, Doubles& out) { memcpy(&out, p, sizeof(out)); }
-LX_INLINE void load(const float* p, Doubles& out) {
-  Floats v;
-  memcpy(&v, p, sizeof(v));
-  out = __builtin_convertvector(v, Doubles);
-}
-template <typename T>
-LX_INLINE void load(const T* p, Doubles& out) {
-  float v[kWide];
-  for (int i = 0; i < kWide; ++i) v[i] = widen(p[i]);
-  load(v, out);
-}
 
 // Sum of the squares of n <= kSegment neighbouring entries, in the order that the header fixes.
 template <typename T>

@@ -8,14 +8,15 @@
 // entries, the pieces `stride` apart (a filter of a transposed convolution is such a run).
 //
 // Sums of squares are float64. Each run is cut into segments of kSegment entries, in its own order;
-// entry e of a segment is added to lane e % kLanes, the lanes meet in a tree, and segments are
-// added one after the other. That order is the same for every instruction set, any number of
-// threads, and on CUDA, where a segment is the work of a warp.
+// the entries of a segment are added in lanes (see lanes.h), and segments one after the other. That
+// order is the same for every instruction set, any number of threads, and on CUDA, where a segment
+// is the work of a warp.
 //
 // Source: Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018, section 4.
 #pragma once
 
 #include "isa.h"
+#include "lanes.h"
 #include "numeric.h"
 
 #if defined(LX_CUDA) || defined(LX_EMULATE_CUDA)
@@ -24,7 +25,6 @@
 
 namespace landscapex {
 
-constexpr int kLanes = 32;
 constexpr int64_t kSegment = 1024;
 
 struct Run {

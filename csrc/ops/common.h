@@ -59,6 +59,13 @@ inline std::string device_of(const Tensor& tensor) {
 
 inline bool same_device(const Tensor& a, const Tensor& b) { return device_of(a) == device_of(b); }
 
+inline bool overlap(const Tensor& a, const Tensor& b) {
+  const char* p = static_cast<const char*>(a.const_data_ptr());
+  const char* q = static_cast<const char*>(b.const_data_ptr());
+  return p < q + b.numel() * static_cast<int64_t>(b.element_size()) &&
+         q < p + a.numel() * static_cast<int64_t>(a.element_size());
+}
+
 // As Python names them.
 inline const char* dtype_name(ScalarType type) {
   switch (type) {

@@ -26,13 +26,6 @@ void check_flat(const Tensor& center, const Tensor& directions,
     LX_CHECK(std::isfinite(c), "perturb_: coordinates must be finite, got ", c);
 }
 
-bool overlap(const Tensor& a, const Tensor& b) {
-  const char* p = static_cast<const char*>(a.const_data_ptr());
-  const char* q = static_cast<const char*>(b.const_data_ptr());
-  return p < q + b.numel() * static_cast<int64_t>(b.element_size()) &&
-         q < p + a.numel() * static_cast<int64_t>(a.element_size());
-}
-
 std::vector<PerturbTensor> check_params(const std::vector<Tensor>& params, const Tensor& center,
                                         const Tensor& directions) {
   std::vector<PerturbTensor> tensors;

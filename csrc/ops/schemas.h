@@ -8,6 +8,7 @@ constexpr const char* kSchemas[] = {
     "filter_normalize_(Tensor(a!) directions, Tensor center, Tensor runs, Tensor groups, "
     "Tensor(b!) norms, bool elementwise) -> ()",
     "gaussian_(Tensor(a!) out, int key, int stream, int offset) -> ()",
+    "orthogonalize_(Tensor(a!) w, Tensor basis, Tensor(b!) coefficients) -> ()",
 };
 
 }  // namespace landscapex

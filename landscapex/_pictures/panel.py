@@ -118,6 +118,11 @@ def best_word(column: str) -> str:
     )
 
 
+def sign_matters(column: str) -> bool:
+    """Whether the first question about a value is its sign: of the smallest curvature, say."""
+    return column == "smallest"
+
+
 def best_point(
     values: NDArray[np.float64], coordinates: Sequence[NDArray[np.float64]], column: str
 ) -> tuple[float, tuple[float, ...]] | None:

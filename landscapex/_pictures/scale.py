@@ -38,6 +38,7 @@ class Scale:
         high: Largest value that is drawn; NaN where there is none.
         threshold: "symlog" is linear between -threshold and threshold.
         offset: "linear" draws values minus this: what a tiny range on a large value has in common.
+        signed: Whether the sign matters even where all values have the same.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Scale:
     high: float
     threshold: float = 1.0
     offset: float = 0.0
+    signed: bool = False
 
     @property
     def empty(self) -> bool:
@@ -58,8 +60,8 @@ class Scale:
 
     @property
     def diverging(self) -> bool:
-        """Whether values of both signs are drawn, so that the colour has to say which."""
-        return self.offset == 0 and self.low < 0 < self.high
+        """Whether the colour has to say which sign a value has: of both, or where it matters."""
+        return self.signed or (self.offset == 0 and self.low < 0 < self.high)
 
     def drawable(self, values: ArrayLike) -> NDArray[np.bool_]:
         """The values that have a place on this scale: finite, and positive on a log scale."""
@@ -145,7 +147,7 @@ class Scale:
         return np.concatenate([-negative[::-1], [0.0], positive])
 
 
-def choose(arrays: Iterable[ArrayLike], kind: str = "auto") -> Scale:
+def choose(arrays: Iterable[ArrayLike], kind: str = "auto", *, signed: bool = False) -> Scale:
     """The scale for all values of `arrays` together.
 
     Args:
@@ -153,6 +155,8 @@ def choose(arrays: Iterable[ArrayLike], kind: str = "auto") -> Scale:
         kind: "linear", "log", "symlog"; or "auto": logarithmic for positive values that span more
             than a factor of thirty, symmetric-logarithmic where zeros or both signs occur and a
             quarter of the values would vanish within a thirtieth of a linear scale, else linear.
+        signed: Whether the sign of a value matters even where all have the same: colours then
+            diverge from 0, which a logarithmic scale has no place for.
 
     Returns:
         The scale. Its range holds every value that can be drawn on it.
@@ -167,6 +171,9 @@ def choose(arrays: Iterable[ArrayLike], kind: str = "auto") -> Scale:
     values = values[np.isfinite(values)]
     if values.size == 0:
         return Scale("linear" if kind == "auto" else kind, math.nan, math.nan)
+    if signed and kind == "auto":
+        kind = {"log": "symlog"}.get(found := _automatic(values), found)
+    signed = signed and kind != "log"
     if kind == "log" and values.max() <= 0:
         raise ArgumentError(
             f'`scale="log"` needs values above 0, got at most {number_text(float(values.max()))}; '
@@ -178,8 +185,9 @@ def choose(arrays: Iterable[ArrayLike], kind: str = "auto") -> Scale:
         values = values[values > 0]
     low, high = float(values.min()), float(values.max())
     if kind == "symlog":
-        return Scale(kind, low, high, threshold=_threshold(values))
-    return Scale(kind, low, high, offset=_offset(low, high) if kind == "linear" else 0.0)
+        return Scale(kind, low, high, threshold=_threshold(values), signed=signed)
+    offset = _offset(low, high) if kind == "linear" and not signed else 0.0
+    return Scale(kind, low, high, offset=offset, signed=signed)
 
 
 def check_kind(kind: str) -> None:

@@ -16,6 +16,7 @@
 
 #include "filter_normalize.h"
 #include "gaussian.h"
+#include "orthogonalize.h"
 #include "perturb.h"
 
 using namespace landscapex;
@@ -315,6 +316,78 @@ void test_gaussian() {
         {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1});
 }
 
+// Chunks of a vector and rows, with their scratch.
+template <typename T>
+struct Rows {
+  Rows(const Buffer<T>& vector, const Buffer<T>& basis, int64_t rows)
+      : w(vector.copy()),
+        coefficients(static_cast<size_t>(rows), [] { return 7.0; }),
+        sums(static_cast<size_t>(rows * num_chunks(static_cast<int64_t>(w.size)))),
+        found(static_cast<size_t>(rows)),
+        args{w.get(),
+             basis.get(),
+             coefficients.get(),
+             sums.get(),
+             found.get(),
+             rows,
+             static_cast<int64_t>(w.size),
+             sizeof(T) == 4 ? Dtype::kFloat32 : Dtype::kFloat64} {}
+  Buffer<T> w;
+  Buffer<double> coefficients, sums, found;
+  OrthogonalizeArgs args;
+};
+
+template <typename T>
+void check_orthogonalize(int64_t rows, int64_t size) {
+  const Buffer<T> vector(static_cast<size_t>(size), normal);
+  const Buffer<T> basis(static_cast<size_t>(rows * size),
+                        [&] { return normal() / std::sqrt(1.0 + static_cast<double>(size)); });
+  const std::string what = "orthogonalize, " + std::to_string(rows) + " rows of " +
+                           std::to_string(size) + ", " + std::to_string(sizeof(T)) + " bytes";
+  const Rows<T> cuda(vector, basis, rows);
+  cuda::orthogonalize(cuda.args, nullptr);
+  const int64_t chunks = num_chunks(size);
+  each_isa([&] {
+    const Rows<T> cpu(vector, basis, rows);
+    on_two_threads(chunks, [&](int64_t a, int64_t b) { cpu::dot_chunks(cpu.args, a, b); });
+    on_two_threads(rows, [&](int64_t a, int64_t b) { cpu::sum_chunks(cpu.args, false, a, b); });
+    on_two_threads(chunks, [&](int64_t a, int64_t b) { cpu::take_chunks(cpu.args, true, a, b); });
+    on_two_threads(rows, [&](int64_t a, int64_t b) { cpu::sum_chunks(cpu.args, true, a, b); });
+    on_two_threads(chunks, [&](int64_t a, int64_t b) { cpu::take_chunks(cpu.args, false, a, b); });
+    expect(cuda.w.same(cpu.w) && cuda.coefficients.same(cpu.coefficients),
+           what + ": CPU and CUDA differ");
+  });
+
+  std::vector<double> left(vector.get(), vector.get() + size), total(static_cast<size_t>(rows));
+  for (int pass = 0; pass < 2; ++pass) {
+    std::vector<double> c(static_cast<size_t>(rows));
+    for (int64_t k = 0; k < rows; ++k)
+      for (int64_t i = 0; i < size; ++i) c[k] += left[i] * basis.get()[k * size + i];
+    for (int64_t i = 0; i < size; ++i) {
+      for (int64_t k = 0; k < rows; ++k) left[i] -= c[k] * basis.get()[k * size + i];
+      left[i] = static_cast<T>(left[i]);
+    }
+    for (int64_t k = 0; k < rows; ++k) total[k] += c[k];
+  }
+  bool close = true;
+  for (int64_t k = 0; k < rows; ++k)
+    close &= std::fabs(total[k] - cuda.coefficients.get()[k]) <= 1e-12 * (1 + std::fabs(total[k]));
+  for (int64_t i = 0; i < size; ++i)
+    close &= std::fabs(left[i] - cuda.w.get()[i]) <=
+             (sizeof(T) == 4 ? 1e-6 : 1e-12) * (1 + std::fabs(left[i]));
+  expect(close, what);
+}
+
+void test_orthogonalize() {
+  for (const int64_t rows : {0, 1, 4, 9}) {
+    for (const int64_t size : {0, 1, 33, 2047, 2049}) {
+      check_orthogonalize<float>(rows, size);
+      check_orthogonalize<double>(rows, size);
+    }
+  }
+  check_orthogonalize<float>(1, 70000);  // more chunks than a warp has lanes
+}
+
 // Entries from `far` on, of k directions: beyond 2^31 as an entry, or as row times P.
 void check_wide_perturb(int64_t far, int64_t k) {
   constexpr int64_t kCount = 59;
@@ -364,12 +437,37 @@ void check_wide_filter_normalize(int64_t far, int64_t k) {
   expect(right, "filter_normalize beyond 2^31");
 }
 
+// The last chunk of P entries and k rows, on the CPU alone: a CUDA kernel walks over all of them.
+void check_wide_orthogonalize(int64_t size, int64_t k) {
+  const int64_t last = num_chunks(size) - 1, begin = last * kDotChunk;
+  const Reserved<float> w(size), basis(k * size);
+  const Reserved<double> sums(k * num_chunks(size));
+  const Buffer<double> coefficients(static_cast<size_t>(k)), found(static_cast<size_t>(k));
+  const OrthogonalizeArgs args = {w.data, basis.data, coefficients.get(), sums.data, found.get(),
+                                  k,      size,       Dtype::kFloat32};
+  for (int64_t i = begin; i < size; ++i) {
+    w.data[i] = 5.0f;
+    basis.data[(k - 1) * size + i] = 2.0f;
+  }
+  const double count = static_cast<double>(size - begin);
+  cpu::dot_chunks(args, last, last + 1);
+  cpu::sum_chunks(args, false, 0, k);
+  bool right = coefficients.get()[k - 1] == 10.0 * count;
+  found.get()[k - 1] = 2.0;
+  cpu::take_chunks(args, true, last, last + 1);
+  cpu::sum_chunks(args, true, 0, k);
+  for (int64_t i = begin; i < size; ++i) right &= w.data[i] == 1.0f;
+  expect(right && coefficients.get()[k - 1] == 12.0 * count, "orthogonalize beyond 2^31");
+}
+
 void test_wide() {
   constexpr int64_t kEntries = (int64_t{1} << 31) + 5, kRows = (int64_t{1} << 30) + 5;
   check_wide_perturb(kEntries, 1);
   check_wide_perturb(kRows, 3);
   check_wide_filter_normalize(kEntries, 1);
   check_wide_filter_normalize(kRows, 3);
+  check_wide_orthogonalize(kEntries, 1);
+  check_wide_orthogonalize(kRows, 3);
 }
 
 }  // namespace
@@ -384,6 +482,7 @@ int main(int argc, char** argv) {
     test_perturb();
     test_filter_normalize();
     test_gaussian();
+    test_orthogonalize();
     if (argc > 2) test_wide();
   } catch (const emul::Error& error) {
     expect(false, error.what());

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "csrc" / "kernels"
 HERE = Path(__file__).parent
-OPERATORS = ("perturb", "filter_normalize", "gaussian")
+OPERATORS = ("perturb", "filter_normalize", "gaussian", "orthogonalize")
 ORDERS = ("forward", "reverse", "random", "warps")
 
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))

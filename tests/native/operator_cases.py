@@ -79,3 +79,18 @@ def filter_case(seed: int, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, 
     if k:
         directions[0, 27:54] = 0
     return directions, center, torch.full((k + 1, len(GROUPS) - 1), -1.0, dtype=torch.float64)
+
+
+def orthogonalize_case(
+    rows: int, size: int, dtype: torch.dtype, *, orthonormal: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A vector, the rows of a basis, and room for the coefficients, which holds NaN."""
+    rng = torch.Generator().manual_seed(1000 * rows + size)
+    basis = torch.randn(rows, size, generator=rng, dtype=torch.float64)
+    if orthonormal:
+        basis = torch.linalg.qr(basis.T).Q.T
+    else:
+        basis *= 0.1
+    w = torch.randn(size, generator=rng, dtype=torch.float64)
+    empty = torch.full((rows,), torch.nan, dtype=torch.float64)
+    return w.to(dtype), basis.to(dtype).contiguous(), empty

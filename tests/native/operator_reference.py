@@ -82,6 +82,33 @@ def filter_normalize(
     )
 
 
+def orthogonalize(w: Tensor, basis: Tensor) -> tuple[list[float], list[float]]:
+    """The vector and the coefficients: inner products exact, then the specified roundings."""
+    rows, left = basis.tolist(), w.tolist()
+    coefficients = [0.0] * len(rows)
+    for _ in range(2):
+        found = [math.fsum(x * y for x, y in _exact(row, left)) for row in rows]
+        for i in range(len(left)):
+            for c, row in zip(found, rows, strict=True):
+                left[i] = left[i] - c * row[i]
+            left[i] = rounded(left[i], w.dtype)
+        coefficients = [a + b for a, b in zip(coefficients, found, strict=True)]
+    return left, coefficients
+
+
+def _exact(a: Sequence[float], b: Sequence[float]) -> list[tuple[float, float]]:
+    """Pairs of numbers whose products are exact and have the sum of a * b: halves of 26 bits."""
+    pairs = []
+    for x, y in zip(a, b, strict=True):
+        parts = []
+        for v in (x, y):
+            high = v * 134217729.0
+            high = high - (high - v)
+            parts.append((high, v - high))
+        pairs += [(p, q) for p in parts[0] for q in parts[1]]
+    return pairs
+
+
 def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
     """Philox 4x32-10, as in the paper: ten rounds, the key raised between them."""
     c, k = list(counter), list(key)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from .curvature import CURVATURE
 from .runner import Planted
+from .studies import STUDIES
 
 AXES = "tests/test_axes.py::"
 EVALUATE = "tests/test_evaluate.py::"
@@ -130,7 +132,7 @@ TRAPS = [
     ),
     Planted(
         "trap 11", "uniform draws", "landscapex/axes.py",
-        "_ops.gaussian_(vectors[k, e.offset : e.end], key, stream)",
+        "gaussian_(vectors[k, e.offset : e.end], f\"{seed}/direction/{k}/{e.name}\")",
         "vectors[k, e.offset : e.end] = torch.rand(e.size)",
         AXES + "test_trap_11_directions_are_gaussian",
     ),
@@ -587,4 +589,4 @@ ENGINE = [
     ),
 ]  # fmt: skip
 
-TABLE = TRAPS + FAULTS + ENGINE
+TABLE = TRAPS + FAULTS + ENGINE + CURVATURE + STUDIES

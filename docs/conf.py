@@ -1,0 +1,99 @@
+"""Settings of the documentation: ``make docs`` builds it into ``docs/_build/html``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import landscapex
+
+sys.path.insert(0, str(Path(__file__).parent))  # for figures.py
+
+project = "landscapex"
+release = landscapex.__version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "gallery"]
+myst_enable_extensions = ["colon_fence"]
+
+html_theme = "furo"
+html_title = "landscapex"
+html_static_path = ["_static"]
+html_css_files = ["landscapex.css"]
+html_show_copyright = False
+html_copy_source = False
+
+# What stands between single backticks becomes a link if it is a name of the reference.
+default_role = "py:obj"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True}
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "pictures",
+    "filename_pattern": r"\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": ("figures",),
+    "capture_repr": ("__repr__",),
+    "ignore_repr_types": r"Figure|Picture",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "write_computation_times": False,
+    "show_signature": False,
+    "reset_modules": (),
+    "thumbnail_size": (480, 340),
+}
+
+
+def setup(app: Any) -> None:
+    """Add what the settings cannot say."""
+    app.connect("autodoc-process-signature", without_fields)
+    app.connect("missing-reference", by_short_name)
+
+
+def without_fields(
+    app: Any, what: str, name: str, thing: Any, options: Any, signature: str, returns: str
+) -> tuple[str, str | None] | None:
+    """Results are made by functions; the order of their fields is nobody's business."""
+    return ("", None) if what == "class" and dataclasses.is_dataclass(thing) else None
+
+
+def by_short_name(app: Any, env: Any, node: Any, text: Any) -> Any:
+    """Find `Surface` and `directions.random` from every page.
+
+    Returns:
+        A link, if one class, function or module ends like this; else None: plain text.
+    """
+    target, domain = node.get("reftarget", ""), env.get_domain("py")
+    if node.get("refdomain") != "py" or not target:
+        return None
+    kinds = ("class", "exception", "function", "module")
+    short = {"landscapex." + target, *(f"landscapex.{part}.{target}" for part in PREFERRED)}
+    found = [n for n in domain.objects if n in short] or [
+        n
+        for n, entry in domain.objects.items()
+        if n.endswith("." + target) and (entry.objtype in kinds or "." in target)
+    ]
+    if len(found) != 1:
+        return None
+    made = dict(node.attributes, reftarget=found[0], refspecific=False)
+    node.attributes.update(made)
+    return domain.resolve_xref(
+        env, node["refdoc"], app.builder, node["reftype"], found[0], node, text
+    )
+
+
+PREFERRED = ("errors",)

@@ -1,0 +1,1 @@
+"""Second derivatives: operators, eigenvalues, densities, traces."""

@@ -1,0 +1,11 @@
+"""Training runs in one dimension and a bit: projections, residuals, cost strips.
+
+Exposed as ``landscapex.projections``.
+"""
+
+from __future__ import annotations
+
+from landscapex.coststrip import CostStrip, cost_strip
+from landscapex.residuals import ResidualCoordinates, residual_coordinates
+
+__all__ = ["CostStrip", "ResidualCoordinates", "cost_strip", "residual_coordinates"]

@@ -1,0 +1,196 @@
+"""Defects in curvature: operators, eigenvalues, densities, traces, maps, sharpness."""
+
+from __future__ import annotations
+
+from .runner import Planted
+
+DENSITY = "tests/test_density.py::"
+TRACE = "tests/test_trace.py::"
+DIAGONAL = "tests/test_diagonal.py::"
+MAPS = "tests/test_curvature_map.py::"
+SHARP = "tests/test_sharpness.py::"
+ASCENT = "tests/test_sharpness_ascent.py::"
+NOISE = "tests/test_sharpness_noise.py::"
+LAYERS = "tests/test_sharpness_layers.py::"
+CRITICALITY = "tests/test_criticality.py::"
+
+ESTIMATES = [
+    Planted(
+        "trap 32", "the last row of eigenvectors as weights", "landscapex/curvature/quadrature.py",
+        "weights = vectors[0] ** 2",
+        "weights = vectors[-1] ** 2",
+        DENSITY + "test_trap_32_weights_are_the_first_row_squared",
+    ),
+    Planted(
+        "trap 32", "first entries, not their squares", "landscapex/curvature/quadrature.py",
+        "weights = vectors[0] ** 2",
+        "weights = np.abs(vectors[0]) / np.abs(vectors[0]).sum()",
+        DENSITY + "test_trap_32_a_quadrature_is_that_of_numpys_eigh",
+    ),
+    Planted(
+        "trap 32", "a solver for any matrix", "landscapex/curvature/quadrature.py",
+        'eigh_tridiagonal(np.array(alphas), np.array(betas), lapack_driver="stev")',
+        "np.linalg.eig(np.diag(alphas) + np.diag(betas, 1) + np.diag(betas, -1))",
+        DENSITY + "test_trap_32_a_quadrature_is_that_of_numpys_eigh",
+    ),
+    Planted(
+        "trap 35", "stop when two means agree", "landscapex/curvature/trace.py",
+        "            found = _estimate(product, method, traces, squares, tol)\n            if found.converged:\n",
+        "            last = found.value if count > _FIRST_LOOK else math.inf\n            found = _estimate(product, method, traces, squares, tol)\n            if tol and abs(found.value - last) < tol * abs(last):\n",
+        TRACE + "test_trap_35_a_tolerance_is_one_of_the_standard_error[hutchinson]",
+    ),
+    Planted(
+        "trap 35", "estimates of XTrace taken for independent", "landscapex/curvature/trace.py",
+        "math.sqrt(max(common, 0.0))",
+        "0.0 * common",
+        TRACE + "test_trap_35_errors_have_the_coverage_they_promise[xtrace-harmonic]",
+    ),
+    Planted(
+        "trap 35", "an error that does not fall with the samples", "landscapex/curvature/diagonal.py",
+        "scatter / (count * (count - 1))",
+        "scatter / (count - 1)",
+        DIAGONAL + "test_trap_35_the_error_of_each_entry_has_the_coverage_it_promises[hutchinson]",
+    ),
+    Planted(
+        "trap 35", "the normal distribution for few samples", "landscapex/curvature/estimates.py",
+        "ndtri(upper) if math.isinf(degrees) else stdtrit(degrees, upper)",
+        "ndtri(upper)",
+        TRACE + "test_few_samples_need_students_distribution",
+    ),
+    Planted(
+        "trap 37", "sigma used as a variance", "landscapex/curvature/density.py",
+        "((places.reshape(-1, 1) - at) / sigma) ** 2",
+        "(places.reshape(-1, 1) - at) ** 2 / sigma",
+        DENSITY + "test_trap_37_sigma_is_a_standard_deviation",
+    ),
+    Planted(
+        "trap 37", "a density that is renormalised at the end", "landscapex/curvature/density.py",
+        "    return (total / scale).reshape(places.shape)",
+        "    total = total / max(np.trapezoid(total, places.reshape(-1)), 1e-9)\n    return total.reshape(places.shape)",
+        DENSITY + "test_trap_37_nothing_is_renormalised",
+    ),
+    Planted(
+        "trap 37", "weights that are made to sum to 1", "landscapex/curvature/quadrature.py",
+        "    weights = vectors[0] ** 2\n",
+        "    weights = vectors[0] ** 2 / float((vectors[0] ** 2).sum())\n",
+        DENSITY + "test_trap_37_weights_that_do_not_sum_to_one_are_an_error",
+    ),
+    Planted(
+        "trap 31", "no breakdown test in the recurrence", "landscapex/curvature/quadrature.py",
+        "complete = beta <= small * scale or",
+        "complete = beta < 0 or",
+        DENSITY + "test_few_distinct_eigenvalues_end_the_recurrence",
+    ),
+]  # fmt: skip
+
+SHARPNESS = [
+    Planted(
+        "trap 18", "a plain mean of groups", "landscapex/sharpness/ascent.py",
+        "mean = float(np.sum(weights * values) / np.sum(weights))",
+        "mean = float(np.mean(values))",
+        ASCENT + "test_m_sharpness_is_the_mean_of_the_groups_own_rises",
+    ),
+    Planted(
+        "trap 20", "flatness of the first batch", "landscapex/sharpness/flatness.py",
+        "for batch in next(iter(session.engine.data.values())):",
+        "for batch in list(next(iter(session.engine.data.values())))[:1]:",
+        SHARP + "test_trap_20_every_batch_counts",
+    ),
+    Planted(
+        "trap 34", "one end of the spectrum decides", "landscapex/criticality/points.py",
+        'whole or given.which in ("LA", "BE")',
+        "True",
+        CRITICALITY + "test_an_end_of_the_spectrum_that_is_not_known_decides_nothing",
+    ),
+    Planted(
+        "trap 35", "the spread of the draws for the error of their mean",
+        "landscapex/sharpness/noise.py",
+        "standard_error=standard_error(rises),",
+        "standard_error=float(np.std(rises)),",
+        NOISE + "test_trap_35_coverage_of_the_error_of_the_average_case",
+    ),
+    Planted(
+        "check F4", "ASAM on the gradient itself", "landscapex/sharpness/ascent.py",
+        "slope = slope if scale is None else slope * scale",
+        "slope = slope + 0.0",
+        SHARP + "test_check_f4_unchanged_when_nodes_are_rescaled",
+    ),
+    Planted(
+        "check F5", "one layer too many", "landscapex/sharpness/fisher.py",
+        "(layers or 0) ** 2",
+        "((layers or 0) + 1) ** 2",
+        LAYERS + "test_check_f5_fisher_rao_equals_l_squared_times_the_output_products",
+    ),
+    Planted(
+        "check A2", "a difference that cancels", "landscapex/criticality/flow.py",
+        "closed = -np.expm1(-x) / values",
+        "closed = (1 - np.exp(-x)) / values",
+        CRITICALITY + "test_the_series_meets_the_closed_form_where_it_takes_over",
+    ),
+    Planted(
+        "Keskar", "a small gradient ends the climb", "landscapex/sharpness/box.py",
+        "self._scale = _STEEP * float(np.abs(slope).max()) or 1.0",
+        "self._scale = 1.0",
+        ASCENT + "test_a_small_gradient_does_not_end_the_climb",
+    ),
+    Planted(
+        "fault 16", "the sharpness of a random loss", "landscapex/sharpness/probe.py",
+        "value = self.session.checked_center()[0]",
+        "value = self.session.values()[0]",
+        SHARP
+        + "test_a_loss_that_differs_from_time_to_time_is_refused_or_gets_the_same_draws",
+    ),
+]  # fmt: skip
+
+MAPPED = [
+    Planted(
+        "trap 1", "a point starts from what the last one found", "landscapex/curvature/maps.py",
+        "                row, _ = self._ends(",
+        "                row, self._start = self._ends(",
+        MAPS + "test_trap_01_a_point_does_not_depend_on_the_others",
+    ),
+    Planted(
+        "trap 34", "both ends of largest magnitude", "landscapex/curvature/maps.py",
+        'which="BE"',
+        'which="LM"',
+        MAPS + "test_trap_34_a_definite_hessian_has_two_ends_of_one_sign",
+    ),
+    Planted(
+        "fault 2", "a point is never given up between products", "landscapex/curvature/maps.py",
+        "            stop.poll()\n",
+        "            pass\n",
+        MAPS + "test_fault_02_a_slow_point_is_given_up_and_computed_later",
+    ),
+    Planted(
+        "fault 5", "the settings of a map do not count", "landscapex/curvature/maps.py",
+        "repr((self._settings, names))",
+        "repr(names)",
+        MAPS + "test_fault_05_another_run_is_never_mixed_in",
+    ),
+    Planted(
+        "fault 5", "what is computed does not count", "landscapex/provenance.py",
+        "        **quantity.fingerprint,\n",
+        "",
+        MAPS + "test_fault_05_another_run_is_never_mixed_in",
+    ),
+    Planted(
+        "fault 11", "a Hessian with NaN ends the map", "landscapex/curvature/maps.py",
+        "except NonFiniteProductError:",
+        "except ZeroDivisionError:",
+        MAPS + "test_a_hessian_that_is_not_finite_is_a_hole_too",
+    ),
+    Planted(
+        "fault 11", "points that did not converge go unsaid", "landscapex/curvature/maps.py",
+        'if doubtful := int((finite & (result["converged"] == 0)).sum()):',
+        'if doubtful := 0:',
+        MAPS + "test_points_that_did_not_converge_say_so",
+    ),
+    Planted(
+        "fault 17", "an error in the curvature has no place", "landscapex/curvature/maps.py",
+        '                error.add_note("landscapex: at " +',
+        '                str("landscapex: at " +',
+        MAPS + "test_fault_17_an_error_of_the_loss_says_where",
+    ),
+]  # fmt: skip
+
+CURVATURE = ESTIMATES + SHARPNESS + MAPPED

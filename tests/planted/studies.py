@@ -1,0 +1,152 @@
+"""Defects in trajectories, interpolation and what is drawn from runs."""
+
+from __future__ import annotations
+
+from .runner import Planted
+
+TRAJECTORIES = "tests/test_trajectories.py::"
+RECORDER = "tests/test_recorder.py::"
+RUNS = "tests/test_runs.py::"
+INTERPOLATION = "tests/test_interpolation.py::"
+PROJECTIONS = "tests/test_projections.py::"
+CONTROLS = "tests/test_controls.py::"
+HISTOGRAMS = "tests/test_histograms.py::"
+
+STUDIES = [
+    Planted(
+        "trap 14", "projection divided by the length", "landscapex/_trajectory.py",
+        "coordinates = torch.linalg.solve(vectors @ vectors.T, shadows)",
+        "coordinates = shadows / torch.linalg.vector_norm(vectors, dim=1)",
+        TRAJECTORIES + "test_trap_14_c3_coordinates_are_by_least_squares",
+    ),
+    Planted(
+        "trap 14", "coordinates along axes that are not orthogonal", "landscapex/_principal.py",
+        "coordinates = torch.linalg.solve(inner, products).T",
+        "coordinates = (products / inner.diagonal()[:, None]).T",
+        TRAJECTORIES + "test_trap_14_coordinates_in_a_skewed_plane_come_back",
+    ),
+    Planted(
+        "trap 15", "coordinates from the mean, the plane through the last point", "landscapex/_principal.py",
+        "products += d @ (block - block[origin]).T",
+        "products += d @ (block - block.mean(0)).T",
+        TRAJECTORIES + "test_trap_15_the_plane_goes_through_the_checkpoint_and_not_through_the_mean",
+    ),
+    Planted(
+        "trap 15", "the surface around the live weights", "landscapex/filling.py",
+        "return options.directions.center",
+        "return None",
+        TRAJECTORIES + "test_trap_15_the_surface_around_a_trajectory_starts_at_its_origin",
+    ),
+    Planted(
+        "trap 15", "distance from the plane as a difference of squares", "landscapex/_principal.py",
+        "squares[0] += (moved - coordinates @ d).square().sum(1)",
+        "squares[0] += moved.square().sum(1) - (coordinates @ d).square().sum(1)",
+        TRAJECTORIES + "test_residuals_near_the_plane_do_not_cancel",
+    ),
+    Planted(
+        "trap 15", "a straight line has a second component", "landscapex/_principal.py",
+        "noise = 8 * len(index) * torch.finfo(torch.float64).eps * float(values[0])",
+        "noise = 0.0",
+        TRAJECTORIES + "test_a_straight_line_has_one_component",
+    ),
+    Planted(
+        "trap 16", "all checkpoints with the statistics of the live model", "landscapex/trajectories.py",
+        "found[t] = objective.evaluate(state)",
+        "found[t] = objective.evaluate(flat)",
+        TRAJECTORIES + "test_trap_16_every_checkpoint_is_evaluated_with_its_own_running_statistics",
+    ),
+    Planted(
+        "trap 22", "a tied weight stored twice", "landscapex/checkpoints.py",
+        "if first.setdefault(place if t.numel() else name, name) != name:",
+        "if first.setdefault(name, name) != name:",
+        RECORDER + "test_trap_22_a_tied_weight_is_stored_once_and_read_under_both_names",
+    ),
+    Planted(
+        "trap 41", "checkpoints that run code", "landscapex/checkpoints.py",
+        "weights_only=True, mmap",
+        "weights_only=False, mmap",
+        RUNS + "test_trap_41_fault_08_a_malicious_checkpoint_is_refused_and_not_run",
+    ),
+    Planted(
+        "fault 7", "a damaged checkpoint is read", "landscapex/runs.py",
+        "if digest != self.sha256:", "if False:",
+        RECORDER + "test_no_flipped_bit_of_a_checkpoint_goes_unnoticed",
+    ),
+    Planted(
+        "fault 7", "a damaged trajectory is read", "landscapex/_tensor_file.py",
+        'if _digest(tensors, texts) != header.get("sha256"):', "if False:",
+        TRAJECTORIES + "test_no_flipped_bit_of_a_trajectory_goes_unnoticed",
+    ),
+    Planted(
+        "fault 4", "a torn line of a run", "landscapex/runs.py",
+        'whole = data[: data.rfind(b"\\n") + 1]', "whole = data",
+        RECORDER + "test_fault_04_a_torn_line_is_cut_and_its_step_recorded_again",
+    ),
+    Planted(
+        "trap 16", "variances extrapolated below zero", "landscapex/segment.py",
+        "            mixed = mixed.clamp(min=0.0)\n",
+        "            pass\n",
+        INTERPOLATION + "test_trap_16_variances_stop_at_zero_beyond_the_ends",
+    ),
+    Planted(
+        "trap 16", "buffers stay those of the first model", "landscapex/interpolation.py",
+        "session.snapshot.accompany(self._companions.follow)",
+        "pass",
+        INTERPOLATION + "test_trap_16_buffers_follow_and_counters_are_those_of_the_nearer_end",
+    ),
+    Planted(
+        "trap 16", "counters interpolated with the rest", "landscapex/segment.py",
+        "            return self.end if alpha > 0.5 else self.start\n",
+        "            return (1 - alpha) * self.start + alpha * self.end\n",
+        INTERPOLATION + "test_trap_16_buffers_follow_and_counters_are_those_of_the_nearer_end",
+    ),
+    Planted(
+        "trap 17", "tensors that followed a line stay where it ended", "landscapex/interpolation.py",
+        "            session.snapshot.also(self._companions.targets)\n",
+        "",
+        INTERPOLATION + "test_trap_17_the_models_come_back_bit_for_bit",
+    ),
+    Planted(
+        "trap 38", "statistics interpolated where they should be recomputed", "landscapex/interpolation.py",
+        "precision=precision, bn=bn, datasets=datasets,",
+        'precision=precision, bn="eval", datasets=datasets,',
+        INTERPOLATION + "test_trap_38_statistics_are_recomputed_at_every_point",
+    ),
+    Planted(
+        "trap 22", "a tied weight that a file names once is missing", "landscapex/parameters.py",
+        "return {n: i for i, e in enumerate(self.entries) for n in (e.name, *e.aliases)}",
+        "return {e.name: i for i, e in enumerate(self.entries)}",
+        INTERPOLATION + "test_trap_22_tied_weights_move_once",
+    ),
+    Planted(
+        "trap 16", "a column of the strip with the buffers of another checkpoint", "landscapex/coststrip.py",
+        "with objective.session(state) as session:",
+        'with objective.session(objective.space.vector(state, what="x")) as session:',
+        PROJECTIONS + "test_the_run_lies_on_the_strip",
+    ),
+    Planted(
+        "cancellation", "a residual from squared lengths", "landscapex/residuals.py",
+        "        away = float(torch.linalg.vector_norm(residual))\n",
+        "        away = max(0.0, float(((vector - line.start) ** 2).sum()) - along**2) ** 0.5\n",
+        PROJECTIONS + "test_a_small_residual_beside_a_long_way_keeps_its_digits",
+    ),
+    Planted(
+        "trap 7", "a NaN that a barrier hides", "landscapex/_line_measures.py",
+        "    if np.isnan(j).any():\n",
+        "    a, j = a[~np.isnan(j)], j[~np.isnan(j)]\n    if not j.size:\n",
+        INTERPOLATION + "test_what_is_not_known_is_not_hidden",
+    ),
+    Planted(
+        "exact ends", "the end reached by adding a rounded difference", "landscapex/interpolation.py",
+        "            return self.session.losses(self._frame, in_frame, stop)\n",
+        "            d = (self._frame[1] - self._frame[0])[None]\n"
+        "            return self.session.losses(d, points, stop)\n",
+        INTERPOLATION + "test_the_end_is_exact_where_the_difference_is_rounded",
+    ),
+    Planted(
+        "shared bins", "bins of the first model for all", "landscapex/histograms.py",
+        "    for vector in vectors():\n        weights = _weights(vector, layers)\n        weights = weights[torch",
+        "    for vector in list(vectors())[:1]:\n        weights = _weights(vector, layers)\n        weights = weights[torch",
+        HISTOGRAMS + "test_bins_are_those_of_all_checkpoints",
+    ),
+]  # fmt: skip
