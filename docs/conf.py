@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from sphinx.ext.napoleon.docstring import GoogleDocstring
+
 import landscapex
 
 sys.path.insert(0, str(Path(__file__).parent))  # for figures.py
@@ -60,8 +63,23 @@ sphinx_gallery_conf = {
 
 def setup(app: Any) -> None:
     """Add what the settings cannot say."""
+    GoogleDocstring._consume_returns_section = returned
     app.connect("autodoc-process-signature", without_fields)
+    app.connect("object-description-transform", without_tildes, priority=900)
     app.connect("missing-reference", by_short_name)
+
+
+def returned(docstring: Any, preprocess_types: bool = False) -> list[tuple[str, str, list[str]]]:
+    """What follows "Returns:" is text; types are in the signature, whatever has a colon."""
+    lines = docstring._dedent(docstring._consume_to_next_section())
+    return [("", "", lines)] if lines else []
+
+
+def without_tildes(app: Any, domain: str, objtype: str, content: Any) -> None:
+    """Take out what Sphinx leaves of short names inside unions of Literals."""
+    for node in content.findall(nodes.Text):
+        if "~typing." in node:
+            node.parent.replace(node, nodes.Text(node.replace("~typing.", "")))
 
 
 def without_fields(
@@ -81,19 +99,13 @@ def by_short_name(app: Any, env: Any, node: Any, text: Any) -> Any:
     if node.get("refdomain") != "py" or not target:
         return None
     kinds = ("class", "exception", "function", "module")
-    short = {"landscapex." + target, *(f"landscapex.{part}.{target}" for part in PREFERRED)}
-    found = [n for n in domain.objects if n in short] or [
-        n
-        for n, entry in domain.objects.items()
-        if n.endswith("." + target) and (entry.objtype in kinds or "." in target)
-    ]
+    found = [f"landscapex.{target}"] if f"landscapex.{target}" in domain.objects else [
+        name
+        for name, entry in domain.objects.items()
+        if name.endswith("." + target) and (entry.objtype in kinds or "." in target)
+    ]  # fmt: skip
     if len(found) != 1:
         return None
-    made = dict(node.attributes, reftarget=found[0], refspecific=False)
-    node.attributes.update(made)
     return domain.resolve_xref(
         env, node["refdoc"], app.builder, node["reftype"], found[0], node, text
     )
-
-
-PREFERRED = ("errors",)

@@ -5,6 +5,7 @@ The figures of landscapex do not belong to pyplot, where sphinx-gallery looks by
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -22,7 +23,8 @@ def scrape(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any])
     namespace["___"] = None  # the next block may end with something else
     path = next(block_vars["image_path_iterator"])
     figure.savefig(path, dpi=_DPI, bbox_inches="tight")
-    return figure_rst([path], gallery_conf["src_dir"])
+    title = Path(block_vars["src_file"]).read_text().splitlines()[1]
+    return figure_rst([path], gallery_conf["src_dir"], title)
 
 
 def _get_sg_image_scraper() -> Any:

@@ -79,6 +79,10 @@ class CaptureError(LandscapexError, RuntimeError):
         self.reason = reason
 
 
+class NonFiniteProductError(LandscapexError, ValueError):
+    """A product with a curvature matrix holds NaN or infinity."""
+
+
 class ResumeMismatchError(LandscapexError, ValueError):
     """What is on disk belongs to another run; the message lists the fields that differ."""
 

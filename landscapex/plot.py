@@ -25,6 +25,7 @@ from landscapex._pictures.contours import draw_panel
 from landscapex._pictures.coststrip import cost_strip as cost_strip
 from landscapex._pictures.curvature_map import map_figure
 from landscapex._pictures.curves import draw_curves, group_columns
+from landscapex._pictures.eigenvalues import eigenvalues as eigenvalues
 from landscapex._pictures.flow import draw_flow as gradient_flow
 from landscapex._pictures.gallery import finish_relief, panels_figure, relief_axes
 from landscapex._pictures.gradients import draw_gradients as gradient_history
@@ -68,6 +69,7 @@ __all__ = [
     "contour",
     "cost_strip",
     "curvature_map",
+    "eigenvalues",
     "gradient_flow",
     "gradient_history",
     "histograms",

@@ -509,58 +509,38 @@ def test_losses_that_close_over_the_model():
     assert "kept for 3 of 3 batches" in operator.provenance["method"]
 
 
+class Scaled(nn.Module):
+    """A network times the squared norm of its first weight, as its own parameter or held apart."""
+
+    def __init__(self, model: nn.Module, weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.held = [weight]  # no module knows what is in a list
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.model[0].weight if self.held[0] is None else self.held[0]
+        return self.model(x) * weight.square().sum()
+
+
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
 def test_what_holds_a_parameter_itself_is_differentiated_too(kind):
     """Copies of the parameters would miss it; the model's own tensors then move."""
     model, x, y = made("relu")
-    weight = model[0].weight
-
-    class Decayed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, inputs):
-            return self.model(inputs) + weight.square().sum()
-
-    def loss(m, batch):
-        return F.mse_loss(m(batch[0])[:, 0], batch[1].double())
-
-    def term(call, batch):
-        z = functional(call, batch[0])
-        return F.mse_loss(z, batch[1].double()), len(batch[1])
-
-    def functional(call, inputs):
-        return call(inputs)[:, 0]
-
-    whole = Decayed()
-    explicit = copy.deepcopy(model)
-
-    class Explicit(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = explicit
-
-        def forward(self, inputs):
-            return self.model(inputs) + self.model[0].weight.square().sum()
-
     batches = batches_of(x, y)
-    if kind == "hessian":
-        operator = hessian(whole, batches, loss)
-        expected = dense_hessian(Explicit(), batches, term)
-    else:
-        target = torch.randn(len(x), 3, dtype=torch.float64)
-        batches = batches_of(x, target)
-        operator = hessian(whole, batches, "mse_loss", kind="ggn")
-        expected = dense_ggn(Explicit(), x, "mse_loss", target)
+    expected = (
+        dense_hessian(Scaled(copy.deepcopy(model)), batches, cross_entropy)
+        if kind == "hessian"
+        else dense_ggn(Scaled(copy.deepcopy(model)), x, "cross_entropy", y)
+    )
+    nothing_counts = x[:2], torch.full((2,), -100)  # a first batch that cannot tell
+    held = Scaled(model, model[0].weight)
+    operator = hessian(held, [nothing_counts, *batches], "cross_entropy", kind=kind)
     assert "the model's own tensors" in operator.provenance["method"]
-    before = flat(list(model.parameters())).clone()
     with torch.no_grad():
-        weight.mul_(3)  # the operator stands where it was made
+        model[0].weight.mul_(3)  # the operator stands where it was made
+    trained = flat(list(model.parameters())).clone()
     compare(operator, expected)
-    with torch.no_grad():
-        weight.div_(3)
-    assert torch.equal(flat(list(model.parameters())), before)
+    assert torch.equal(flat(list(model.parameters())), trained)
 
 
 # --- Numbers of other kinds ----------------------------------------------------------------------
@@ -701,6 +681,35 @@ def test_compiled_layers_are_called_as_they_were_written():
     outer = nn.Sequential(torch.compile(model, backend="aot_eager"))
     outer(x).sum().backward()
     compare(hessian(outer, [(x, y)], "cross_entropy"), expected)
+
+
+class Mapped(nn.Module):
+    """Calls a network for one sample at a time, by torch.vmap."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(lambda one: self.model(one[None])[0])(x)
+
+
+def scripted(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(model)
+
+
+@pytest.mark.parametrize("wrap", [scripted, Mapped, nn.DataParallel])
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+def test_networks_in_other_hands(wrap, kind):
+    """A compiled module keeps its tensors where nobody can exchange them."""
+    model, x, y = made("conv")
+    model.eval()
+    expected = hessian(model, batches_of(x, y), "cross_entropy", kind=kind).dense()
+    operator = hessian(wrap(model), batches_of(x, y), "cross_entropy", kind=kind)
+    assert ("the model's own tensors" in operator.provenance["method"]) == (wrap is scripted)
+    compare(operator, expected)
 
 
 def test_a_piecewise_linear_loss_has_no_curvature():

@@ -12,10 +12,14 @@ from spectra import DOUBLE, goe, operator_of, rotated
 from torch import Tensor
 
 from landscapex.curvature.eigenpairs import Eigenpairs
-from landscapex.curvature.krylov import NonFiniteProductError
 from landscapex.curvature.lanczos import eigenpairs
 from landscapex.curvature.linear import SymmetricOperator
-from landscapex.errors import ArgumentError, ArgumentTypeError, LandscapexWarning
+from landscapex.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    LandscapexWarning,
+    NonFiniteProductError,
+)
 
 BULK = np.random.default_rng(1).uniform(-1, 1, 395)
 MATRICES = {

@@ -59,12 +59,12 @@ ORDER = [
     *["_pictures.contours", "_pictures.curves", "_pictures.relief", "_pictures.layout"],
     *["_pictures.gallery", "_pictures.curvature_map", "_pictures.spectrum", "_pictures.trajectory"],
     *["_pictures.interpolation", "_pictures.residual", "_pictures.coststrip"],
-    *["_pictures.histograms", "_pictures.flow", "_pictures.gradients"],
+    *["_pictures.histograms", "_pictures.eigenvalues", "_pictures.flow", "_pictures.gradients"],
     *["plot", "_extras", "export", "examples", "_doctor", "cli", "__main__"],
 ]
 # Inside their methods, results may draw themselves and be exported.
 DRAWN = ["_trajectory", "residuals", "coststrip", "histograms", "curvature.density"]
-DRAWN += ["criticality.flow", "criticality.history"]
+DRAWN += ["curvature.eigenpairs", "criticality.flow", "criticality.history"]
 LATER_ON_CALL = {
     **{name: {"plot"} for name in DRAWN},
     "results": {"plot", "export"},

@@ -18,7 +18,14 @@ import landscapex
 from landscapex.engine.native import unavailable
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/guide.md", "docs/speed.md", "CONTRIBUTING.md"]
+PAGES = [
+    "README.md",
+    "docs/guide.md",
+    "docs/curvature.md",
+    "docs/training.md",
+    "docs/speed.md",
+    "CONTRIBUTING.md",
+]
 PACKAGE = Path(landscapex.__file__).parent
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)

@@ -6,8 +6,9 @@ The loss on the straight line from one minimum to another: how high the barrier 
 """
 
 # %%
-# Two networks of the same architecture, trained on the same data from different random weights. The line
-# between them moves every weight evenly from its value in the first to its value in the second.
+# Two networks of the same architecture, trained on the same data from different random weights.
+# The line between them moves every weight evenly from its value in the first to its value in the
+# second.
 
 import landscapex as lx
 
@@ -21,8 +22,8 @@ way = lx.interpolate(first, second, model=objective, points=81, progress=False)
 print(way.measures())
 
 # %%
-# The panels below are the ends of the panel above, drawn as high as they are there. On the scale of the
-# barrier, little of what happens near the minima would be seen.
+# The panels below are the ends of the panel above, drawn as high as they are there. On the scale
+# of the barrier, little of what happens near the minima would be seen.
 
 lx.plot.interpolation(way, column=["loss", "test_loss"])
 
@@ -32,16 +33,18 @@ lx.plot.interpolation(way, column=["loss", "test_loss"])
 lx.plot.line(way, column=["error", "test_error"], scale="linear")
 
 # %%
-# **What is seen.** A wall: half way between two networks that are right on (almost) all of their images,
-# the loss is that of guessing, ln 10 = 2.3, and nine of ten images are misclassified.
+# **What is seen.** A wall: half way between two networks that are right on (almost) all of their
+# images, the loss is that of guessing, ln 10 = 2.3, and nine of ten images are misclassified.
 #
-# **What it means.** On the straight line, these two solutions do not belong to one basin. The barrier is
-# the largest height of the curve above the chord between its ends (dotted). The closer look shows that the
-# test loss even falls a little when either network is left: its minimum is not that of the training loss.
+# **What it means.** On the straight line, these two solutions do not belong to one basin. The
+# barrier is the largest height of the curve above the chord between its ends (dotted). The closer
+# look shows that the test loss even falls a little when either network is left: its minimum is not
+# that of the training loss.
 #
-# **What it does not mean.** That there is no low way between them: curved ones usually exist. Nor that the
-# two networks compute different things: hidden units can be exchanged without any effect on the output, and
-# the same network with its units in another order looks just as far away on this line.
+# **What it does not mean.** That there is no low way between them: curved ones usually exist. Nor
+# that the two networks compute different things: hidden units can be exchanged without any effect
+# on the output, and the same network with its units in another order looks just as far away on
+# this line.
 #
 # From untrained to trained weights there is no such wall; the next page looks at such lines.
 
@@ -50,6 +53,6 @@ training = lx.interpolate(untrained, first, model=objective, points=81, progress
 print("falls all the way:", training.monotone)
 
 # %%
-# Sources: Goodfellow, Vinyals, Saxe, "Qualitatively characterizing neural network optimization problems",
-# ICLR 2015, section 3; Entezari, Sedghi, Saukh, Neyshabur, "The Role of Permutation Invariance in Linear
-# Mode Connectivity of Neural Networks", ICLR 2022, section 2 (barrier).
+# Sources: Goodfellow, Vinyals, Saxe, "Qualitatively characterizing neural network optimization
+# problems", ICLR 2015, section 3; Entezari, Sedghi, Saukh, Neyshabur, "The Role of Permutation
+# Invariance in Linear Mode Connectivity of Neural Networks", ICLR 2022, section 2 (barrier).

@@ -7,8 +7,9 @@ loss go down all the way?
 """
 
 # %%
-# Six small networks with different non-linearities, all trained by the same ten lines. The images have
-# 8 x 8 pixels; the LSTM reads them row by row, the deep linear network has no non-linearity at all.
+# Six small networks with different non-linearities, all trained by the same ten lines. The images
+# have 8 x 8 pixels; the LSTM reads them row by row, the deep linear network has no non-linearity
+# at all.
 
 import copy
 
@@ -46,17 +47,27 @@ class RowLSTM(nn.Module):
 def networks():
     """Names, networks and learning rates."""
     linear = nn.Linear
-    yield "ReLU", nn.Sequential(linear(64, 48), nn.ReLU(), linear(48, 48), nn.ReLU(), linear(48, 10)), 0.1
-    yield "sigmoid", nn.Sequential(
-        linear(64, 48), nn.Sigmoid(), linear(48, 48), nn.Sigmoid(), linear(48, 10)
-    ), 1.0
+    yield (
+        "ReLU",
+        nn.Sequential(linear(64, 48), nn.ReLU(), linear(48, 48), nn.ReLU(), linear(48, 10)),
+        0.1,
+    )
+    yield (
+        "sigmoid",
+        nn.Sequential(linear(64, 48), nn.Sigmoid(), linear(48, 48), nn.Sigmoid(), linear(48, 10)),
+        1.0,
+    )
     yield "maxout", nn.Sequential(Maxout(64, 24), Maxout(24, 24), linear(24, 10)), 0.1
     yield "LeNet", nn.Sequential(
         nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), linear(64, 10),
     ), 0.1  # fmt: skip
     yield "LSTM", RowLSTM(), 0.5
-    yield "deep linear", nn.Sequential(linear(64, 32), linear(32, 32), linear(32, 32), linear(32, 10)), 0.05
+    yield (
+        "deep linear",
+        nn.Sequential(linear(64, 32), linear(32, 32), linear(32, 32), linear(32, 10)),
+        0.05,
+    )
 
 
 def train(model, lr, epochs=25):
@@ -81,25 +92,27 @@ for name, model, lr in networks():
     print(f"{name:12} {lines[name].loss[-1]:.4f}  falls all the way: {lines[name].monotone}")
 
 # %%
-# 0 is where training began, 1 where it ended. The scale is logarithmic, so that both ends can be seen.
+# 0 is where training began, 1 where it ended. The scale is logarithmic, so that both ends can be
+# seen.
 
 title = "From initial to trained weights"
 lx.plot.line(*lines.values(), labels=list(lines), scale="log", title=title)
 
 # %%
-# **What is seen.** Every line falls, almost always all the way. The sigmoid network is the exception: its
-# loss rises a little before it falls.
+# **What is seen.** Every line falls, almost always all the way. The sigmoid network is the
+# exception: its loss rises a little before it falls.
 
 lx.plot.interpolation(lines["sigmoid"], zoom=(0.3, 0.7), title="sigmoid")
 
 # %%
-# **What it means.** If somebody had known the direction, a line search would have found these solutions:
-# no barrier stands on the straight line from random weights to trained ones.
+# **What it means.** If somebody had known the direction, a line search would have found these
+# solutions: no barrier stands on the straight line from random weights to trained ones.
 #
-# **What it does not mean.** That training took this line: it did not (see :doc:`05_cost_strip`). Nor that
-# the problem is convex: a curve may fall all the way and not be convex, and other lines have walls
-# (see :doc:`02_interpolation`). Nor is it a property of the initial weights of this run. Random weights that
-# training never saw, of the same length or three times as long, are a control:
+# **What it does not mean.** That training took this line: it did not (see :doc:`05_cost_strip`).
+# Nor that the problem is convex: a curve may fall all the way and not be convex, and other lines
+# have walls (see :doc:`02_interpolation`). Nor is it a property of the initial weights of this
+# run. Random weights that training never saw, of the same length or three times as long, are a
+# control:
 
 model = models["ReLU"]
 controls = [
@@ -110,9 +123,9 @@ labels = ["initial weights", "random, as long as the solution", "random, three t
 lx.plot.line(lines["ReLU"], *controls, labels=labels, scale="log", title="ReLU")
 
 # %%
-# A deep linear network with a squared loss is the case that can be solved: its output is a product of L
-# matrices, each linear in the coordinate, so that the loss on the line is a polynomial of degree 2 L. With
-# four layers, nine points determine the other 42.
+# A deep linear network with a squared loss is the case that can be solved: its output is a product
+# of L matrices, each linear in the coordinate, so that the loss on the line is a polynomial of
+# degree 2 L. With four layers, nine points determine the other 42.
 
 import numpy as np
 
@@ -126,5 +139,5 @@ polynomial = np.polynomial.Polynomial.fit(alpha[nodes], line.loss[nodes], deg=8)
 print(f"largest difference from the polynomial: {abs(polynomial(alpha) - line.loss).max():.1e}")
 
 # %%
-# Source: Goodfellow, Vinyals, Saxe, "Qualitatively characterizing neural network optimization problems",
-# ICLR 2015, sections 3 to 6 and figures 1 to 5.
+# Source: Goodfellow, Vinyals, Saxe, "Qualitatively characterizing neural network optimization
+# problems", ICLR 2015, sections 3 to 6 and figures 1 to 5.

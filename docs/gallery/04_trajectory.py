@@ -34,8 +34,8 @@ with lx.Recorder(folder.name, model, optimizer=optimizer) as recorder:
     recorder(40)
 
 # %%
-# The plane goes through the trained weights; its axes are the two directions along which the recorded
-# weights vary most.
+# The plane goes through the trained weights; its axes are the two directions along which the
+# recorded weights vary most.
 
 objective = lx.Objective(model, data, loss)
 path = lx.trajectory(folder.name, objective, progress=False)
@@ -43,34 +43,37 @@ plane = lx.surface(objective, directions=path, span=path.span, points=41, progre
 path.plot(plane)
 
 # %%
-# **What is seen.** Every dot is a checkpoint, its colour its own true loss; the contours are the loss of the
-# plane. Red circles mark the epochs at which the learning rate was divided by ten; from there on the run
-# hardly moves. The lower panel says how far each checkpoint is from the plane it is drawn on.
+# **What is seen.** Every dot is a checkpoint, its colour its own true loss; the contours are the
+# loss of the plane. Red circles mark the epochs at which the learning rate was divided by ten;
+# from there on the run hardly moves. The lower panel says how far each checkpoint is from the
+# plane it is drawn on.
 #
-# **What it means.** Where a dot has another colour than the plane around it, the checkpoint is off the plane
-# far enough for it to matter: what is drawn there is the loss of another network. Here that is the case in
-# the first half of the run. From the first drop on it lies in the plane, and the contours are its own.
+# **What it means.** Where a dot has another colour than the plane around it, the checkpoint is off
+# the plane far enough for it to matter: what is drawn there is the loss of another network. Here
+# that is the case in the first half of the run. From the first drop on it lies in the plane, and
+# the contours are its own.
 #
-# **What it does not mean.** The share of the variance in the axis labels looks impressive; a random walk of as
-# many steps in as many dimensions has a large share too, which stands beside it. Principal components of
-# anything that moves steadily are smooth curves like this one. Only what goes beyond the random walk says
-# something about training.
+# **What it does not mean.** The share of the variance in the axis labels looks impressive; a
+# random walk of as many steps in as many dimensions has a large share too, which stands beside it.
+# Principal components of anything that moves steadily are smooth curves like this one. Only what
+# goes beyond the random walk says something about training.
 
 print(path)
 print("explained  ", path.explained[:4].round(3))
 print("random walk", path.walk[:4].round(3))
 
 # %%
-# A control: the same run in a random plane. Mind the scale: less than a hundredth of the movement is left. The
-# loss of this plane is the same nearly everywhere, and that of the checkpoints is another.
+# A control: the same run in a random plane. Mind the scale: less than a hundredth of the movement
+# is left. The loss of this plane is the same nearly everywhere, and that of the checkpoints is
+# another.
 
 random = lx.controls.random_plane(folder.name, objective, progress=False)
 around = lx.surface(objective, directions=random, span=random.span, points=21, progress=False)
 random.plot(around)
 
 # %%
-# Sources: Li, Xu, Taylor, Studer, Goldstein, "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018,
-# section 7 and figure 9; Antognini, Sohl-Dickstein, "PCA of high dimensional random walks with comparison to
-# neural network training", NeurIPS 2018 (the random walk).
+# Sources: Li, Xu, Taylor, Studer, Goldstein, "Visualizing the Loss Landscape of Neural Nets",
+# NeurIPS 2018, section 7 and figure 9; Antognini, Sohl-Dickstein, "PCA of high dimensional random
+# walks with comparison to neural network training", NeurIPS 2018 (the random walk).
 
 folder.cleanup()

@@ -28,8 +28,8 @@ for _ in range(40):
     states.append(nn.utils.parameters_to_vector(model.parameters()).detach().clone())
 
 # %%
-# Every checkpoint is split into its progress along the line from the first weights to the last ones,
-# and the residual: how far it is from this line. First the residual itself.
+# Every checkpoint is split into its progress along the line from the first weights to the last
+# ones, and the residual: how far it is from this line. First the residual itself.
 
 objective = lx.Objective(model, data, loss)
 run = lx.projections.residual_coordinates(states, objective, label="training")
@@ -38,12 +38,13 @@ run.plot()
 # %%
 # **What is seen.** The run leaves the line and comes back to it, in one arc.
 #
-# **What it means.** The arc is lower than the half circle that a random walk draws in many dimensions: training
-# moves rather straight. The right panel has the number that counts, the residual beside the length of the
-# weights.
+# **What it means.** The arc is lower than the half circle that a random walk draws in many
+# dimensions: training moves rather straight. The right panel has the number that counts, the
+# residual beside the length of the weights.
 #
-# **What it does not mean.** That there is an obstacle which the run walks around. Anything that ends on the line
-# must come back to it, and the distance itself says nothing about the loss. The strip does:
+# **What it does not mean.** That there is an obstacle which the run walks around. Anything that
+# ends on the line must come back to it, and the distance itself says nothing about the loss. The
+# strip does:
 
 strip = lx.projections.cost_strip(objective, states, progress=False)
 print(strip)
@@ -52,17 +53,18 @@ print(strip)
 strip.plot()
 
 # %%
-# **What is seen.** The loss at ``alpha`` (progress along the line, from left to right) and at an offset across
-# it, in the direction in which this checkpoint is off the line. The run itself is the curve; it lies on the
-# strip exactly, because each column is turned towards its own checkpoint.
+# **What is seen.** The loss at ``alpha`` (progress along the line, from left to right) and at an
+# offset across it, in the direction in which this checkpoint is off the line. The run itself is
+# the curve; it lies on the strip exactly, because each column is turned towards its own
+# checkpoint.
 #
-# **What it means.** Along the line the loss falls all the way. Early on, it hardly depends on the offset. Late in
-# the run the strip has become a valley with steep sides: the few residuals that are left point along directions
-# of high curvature.
+# **What it means.** Along the line the loss falls all the way. Early on, it hardly depends on the
+# offset. Late in the run the strip has become a valley with steep sides: the few residuals that
+# are left point along directions of high curvature.
 #
-# **What it does not mean.** The strip is no plane: neighbouring columns have different directions, and nothing
-# between two columns was computed. The last checkpoint is the solution and the first the start; they have no
-# residual, and their columns show a random direction.
+# **What it does not mean.** The strip is no plane: neighbouring columns have different directions,
+# and nothing between two columns was computed. The last checkpoint is the solution and the first
+# the start; they have no residual, and their columns show a random direction.
 #
-# Source: Goodfellow, Vinyals, Saxe, "Qualitatively characterizing neural network optimization problems",
-# ICLR 2015, appendix.
+# Source: Goodfellow, Vinyals, Saxe, "Qualitatively characterizing neural network optimization
+# problems", ICLR 2015, appendix.

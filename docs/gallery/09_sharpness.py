@@ -6,9 +6,9 @@ Nine measures of how sharp a minimum is, on two networks that compute the same f
 """
 
 # %%
-# The second network is the first one with its first layer multiplied by ten and the next divided by ten.
-# A ReLU lets such factors pass: for every input, both give the same output. The third has the same
-# architecture and was trained from other random weights.
+# The second network is the first one with its first layer multiplied by ten and the next divided
+# by ten. A ReLU lets such factors pass: for every input, both give the same output. The third has
+# the same architecture and was trained from other random weights.
 
 import copy
 
@@ -54,24 +54,32 @@ for name, measure in measures.items():
     print(f"{name:24}" + "".join(f"{cell:>18}" for cell in cells))
 
 # %%
-# **What is seen.** Losses and errors of the first two networks agree, as they must. The first five measures do
-# not: for them the rescaled network is much sharper, or flatter. The last four agree. Estimates have
-# their standard error beside them.
+# **What is seen.** Losses and errors of the first two networks agree, as they must. The first five
+# measures do not: for them the rescaled network is much sharper, or flatter. The last four agree.
+# Estimates have their standard error beside them.
 #
-# **What it means.** A measure that tells two equal functions apart is not a property of the function. It may be
-# compared along one training run or between networks trained alike, with the scales of their layers in mind.
-# ASAM, adaptive noise and the Fisher-Rao norm weigh every parameter by its own size and do not change; the
-# relative flatness of the last layer does not see what was done to the layers before.
+# **What it means.** A measure that tells two equal functions apart is not a property of the
+# function. It may be compared along one training run or between networks trained alike, with the
+# scales of their layers in mind. ASAM, adaptive noise and the Fisher-Rao norm weigh every
+# parameter by its own size and do not change; the relative flatness of the last layer does not see
+# what was done to the layers before.
 #
-# **What it does not mean.** That an invariant measure predicts how well a network generalises. The third column
-# has other values; whether the network with the smaller one has the smaller test error can be read off the
-# table, and one pair of networks proves nothing either way. On many networks, the relation is weak.
+# **What it does not mean.** That an invariant measure predicts how well a network generalises. The
+# third column has other values; whether the network with the smaller one has the smaller test
+# error can be read off the table, and one pair of networks proves nothing either way. On many
+# networks, the relation is weak.
 #
-# The same in a picture: along an unnormalised random direction the rescaled network has a much narrower
-# minimum; filter-normalised, both lines are the same.
+# The same in a picture: along an unnormalised random direction the rescaled network has a much
+# narrower minimum; filter-normalised, both lines are the same.
 
 lines = [
-    lx.line(f, directions=lx.directions.random(f, 1, seed=0, normalize=n), span=s, points=41, progress=False)
+    lx.line(
+        f,
+        directions=lx.directions.random(f, 1, seed=0, normalize=n),
+        span=s,
+        points=41,
+        progress=False,
+    )
     for n, s in ((None, 0.1), ("filter", 1.0))
     for f in objectives[:2]
 ]
@@ -81,6 +89,6 @@ lx.plot.line(*lines[:2], labels=["first", "rescaled"], title="Not normalised")
 lx.plot.line(*lines[2:], labels=["first", "rescaled"], title="Filter-normalised")
 
 # %%
-# Sources: Dinh, Pascanu, Bengio, Bengio, "Sharp Minima Can Generalize For Deep Nets", ICML 2017 (rescaling);
-# Andriushchenko, Croce, Müller, Hein, Flammarion, "A Modern Look at the Relationship between Sharpness and
-# Generalization", ICML 2023. Every function of `sharpness` names its own.
+# Sources: Dinh, Pascanu, Bengio, Bengio, "Sharp Minima Can Generalize For Deep Nets", ICML 2017
+# (rescaling); Andriushchenko, Croce, Müller, Hein, Flammarion, "A Modern Look at the Relationship
+# between Sharpness and Generalization", ICML 2023. Every function of `sharpness` names its own.

@@ -7,8 +7,9 @@ surface looks like.
 """
 
 # %%
-# Four networks from the same random weights: batches of 32 and of 512 images, with and without weight decay.
-# All see the images equally often, so that the small batches make sixteen times as many steps.
+# Four networks from the same random weights: batches of 32 and of 512 images, with and without
+# weight decay. All see the images equally often, so that the small batches make sixteen times as
+# many steps.
 
 import torch
 from torch import nn
@@ -46,13 +47,13 @@ ends = lx.weight_histograms([run[-1] for run in runs.values()], model, labels=li
 ends.plot()
 
 # %%
-# **What is seen.** Left, the distribution of all weights at the end of each run; right, their length.
-# With weight decay and small batches most weights are close to zero.
+# **What is seen.** Left, the distribution of all weights at the end of each run; right, their
+# length. With weight decay and small batches most weights are close to zero.
 #
-# **What it means.** Weight decay takes a small part of the weights at every step, and small batches make more
-# steps. A random step of a given length then moves this network further, relative to its weights, and its
-# minimum looks sharper than that of the others although nothing else need be different. This is why
-# directions are scaled to the filters (:doc:`01_surface`).
+# **What it means.** Weight decay takes a small part of the weights at every step, and small
+# batches make more steps. A random step of a given length then moves this network further,
+# relative to its weights, and its minimum looks sharper than that of the others although nothing
+# else need be different. This is why directions are scaled to the filters (:doc:`01_surface`).
 #
 # **What it does not mean.** That the network with the small weights is a better or a worse one.
 #
@@ -62,5 +63,5 @@ run = dict(enumerate(runs["32, decay"]))
 lx.weight_histograms({epoch: run[epoch] for epoch in range(0, 31, 6)}, model).plot()
 
 # %%
-# Source: Li, Xu, Taylor, Studer, Goldstein, "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018,
-# section 3, figures 2 and 10.
+# Source: Li, Xu, Taylor, Studer, Goldstein, "Visualizing the Loss Landscape of Neural Nets",
+# NeurIPS 2018, section 3, figures 2 and 10.

@@ -6,8 +6,8 @@ Why training stands still at first, when it begins near zero: gradient descent n
 """
 
 # %%
-# A linear network of two layers. With all weights zero its gradient is zero, and the Hessian says what kind
-# of point that is.
+# A linear network of two layers. With all weights zero its gradient is zero, and the Hessian says
+# what kind of point that is.
 
 import numpy as np
 import torch
@@ -26,9 +26,9 @@ ends = at_zero.eigenvalues(k=2, which="BE")
 print(lx.criticality.classify_critical_point(at_zero.gradient, ends))
 
 # %%
-# Training begins at small random weights, near this saddle. The path of gradient descent with small steps on
-# the quadratic model of the loss is known in closed form. Shown is the plane of the most negative and the
-# most positive curvature.
+# Training begins at small random weights, near this saddle. The path of gradient descent with
+# small steps on the quadratic model of the loss is known in closed form. Shown is the plane of the
+# most negative and the most positive curvature.
 
 with torch.no_grad():
     for p in model.parameters():
@@ -40,19 +40,19 @@ flow = lx.criticality.gradient_flow(
 flow.plot()
 
 # %%
-# **What is seen.** The path first falls towards the saddle, along the direction of positive curvature, then turns
-# and leaves along the negative one. The dots are equally spaced in time: the way to the saddle is slowed
-# down, the way out is speeded up.
+# **What is seen.** The path first falls towards the saddle, along the direction of positive
+# curvature, then turns and leaves along the negative one. The dots are equally spaced in time: the
+# way to the saddle is slowed down, the way out is speeded up.
 #
-# **What it means.** The time near a saddle grows with the logarithm of how close the path comes to it. A
-# direction of negative curvature is left behind after
+# **What it means.** The time near a saddle grows with the logarithm of how close the path comes to
+# it. A direction of negative curvature is left behind after
 
 escape = flow.escape_times(0.5, learning_rate=1.0)
 print(f"the first of {len(escape.times)} ways down: after {escape.steps[0]:.0f} steps of 1")
 
 # %%
-# The closed form is that of the quadratic model, so it must be held beside the network itself. Here both
-# take steps of 1:
+# The closed form is that of the quadratic model, so it must be held beside the network itself.
+# Here both take steps of 1:
 
 losses, states = [], []
 for step in range(121):
@@ -68,17 +68,17 @@ for step, predicted in zip(steps, model_losses, strict=True):
     print(f"{step:5}{losses[step]:12.4f}{predicted:12.4f}")
 
 # %%
-# **What it does not mean.** The agreement ends where the path has left the neighbourhood of the saddle: the model
-# falls without limit, the network does not. Nor does a plateau of the loss alone prove a saddle. The length
-# of the gradient tells more: near a critical point it is small, and it grows when the path leaves. This
-# network goes from one saddle to the next:
+# **What it does not mean.** The agreement ends where the path has left the neighbourhood of the
+# saddle: the model falls without limit, the network does not. Nor does a plateau of the loss alone
+# prove a saddle. The length of the gradient tells more: near a critical point it is small, and it
+# grows when the path leaves. This network goes from one saddle to the next:
 
 kept = range(0, 121, 4)
 history = lx.criticality.gradient_history(objective, [states[k] for k in kept], list(kept))
 history.plot()
 
 # %%
-# Sources: Goodfellow, Vinyals, Saxe, "Qualitatively characterizing neural network optimization problems",
-# ICLR 2015, appendix; Saxe, McClelland, Ganguli, "Exact solutions to the nonlinear dynamics of learning in
-# deep linear neural networks", ICLR 2014; Dauphin et al., "Identifying and attacking the saddle point
-# problem in high-dimensional non-convex optimization", NeurIPS 2014.
+# Sources: Goodfellow, Vinyals, Saxe, "Qualitatively characterizing neural network optimization
+# problems", ICLR 2015, appendix; Saxe, McClelland, Ganguli, "Exact solutions to the nonlinear
+# dynamics of learning in deep linear neural networks", ICLR 2014; Dauphin et al., "Identifying and
+# attacking the saddle point problem in high-dimensional non-convex optimization", NeurIPS 2014.

@@ -18,6 +18,8 @@ from landscapex.axes import given
 from landscapex.errors import ArgumentError, DirectionError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from landscapex.objective import Objective
 
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
@@ -199,6 +201,19 @@ class Eigenpairs:
             )
         made: np.ndarray = gram(self.vectors, other.vectors.to(self.vectors)).numpy()
         return made
+
+    def plot(self, **options: Any) -> Figure:
+        """Draw the eigenvalues in their order, with residuals as error bars.
+
+        Args:
+            **options: Those of `landscapex.plot.eigenvalues`.
+
+        Returns:
+            A figure, which notebooks display.
+        """
+        from landscapex import plot
+
+        return plot.eigenvalues(self, **options)
 
     def align(self, other: Eigenpairs) -> Eigenpairs:
         """The same pairs, in the order and with the signs in which they are most like others.

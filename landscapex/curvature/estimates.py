@@ -14,8 +14,7 @@ from scipy.special import ndtri, stdtrit
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from landscapex.curvature.krylov import NonFiniteProductError
-from landscapex.errors import ArgumentError, ArgumentTypeError
+from landscapex.errors import ArgumentError, ArgumentTypeError, NonFiniteProductError
 
 if TYPE_CHECKING:
     from landscapex.curvature.linear import SymmetricOperator

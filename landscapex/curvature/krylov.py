@@ -12,11 +12,7 @@ from torch import Tensor
 from landscapex.curvature.basis import Basis
 from landscapex.curvature.draws import gaussian
 from landscapex.curvature.linear import SymmetricOperator
-from landscapex.errors import ArgumentError
-
-
-class NonFiniteProductError(ArgumentError):
-    """An operator gave NaN or infinity."""
+from landscapex.errors import NonFiniteProductError
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from landscapex._numbers import check_positive
 from landscapex.curvature.draws import check_seed
 from landscapex.curvature.eigenpairs import Eigenpairs, orient_
-from landscapex.curvature.krylov import Krylov, NonFiniteProductError, Ritz
+from landscapex.curvature.krylov import Krylov, Ritz
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.errors import ArgumentError, ArgumentTypeError, LandscapexWarning
 
-__all__ = ["WHICH", "Eigenpairs", "NonFiniteProductError", "eigenpairs"]
+__all__ = ["WHICH", "Eigenpairs", "eigenpairs"]
 
 WHICH = ("LA", "SA", "LM", "BE")
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -53,6 +54,7 @@ def eigenpairs(
     seed: int = 0,
     start: Tensor | None = None,
     progress: bool = False,
+    quiet: bool = False,
 ) -> Eigenpairs:
     """Eigenvalues at the ends of the spectrum, and their vectors.
 
@@ -78,6 +80,7 @@ def eigenpairs(
         start: Instead: ``(P,)``, or up to ``block`` rows ``(j, P)``. What they are orthogonal to
             is found late or never: add a little noise to vectors of an earlier run.
         progress: Show a bar.
+        quiet: Leave the flags to tell what did not converge.
 
     Returns:
         Values, vectors, residuals and flags. If some did not converge, a warning says so.
@@ -121,7 +124,7 @@ def eigenpairs(
         steps=steps // block,
         seconds=time.perf_counter() - begin,
     )
-    if not found.converged.all():
+    if not quiet and not found.converged.all():
         warnings.warn(_complaint(found), LandscapexWarning, stacklevel=2)
     return found
 
@@ -308,9 +311,7 @@ def _settings(
         raise ArgumentError(f"`k` must be a whole number from 1 to P = {size}, got {k!r}.")
     if which not in WHICH:
         raise ArgumentError(f"`which` must be one of {', '.join(WHICH)}, got {which!r}.")
-    tol = _TOLERANCE[operator.dtype] if tol is None else tol
-    if not isinstance(tol, int | float) or not 0 < tol < math.inf:
-        raise ArgumentError(f"`tol` must be a finite number above 0, got {tol!r}.")
+    tol = _TOLERANCE[operator.dtype] if tol is None else check_positive("tol", tol)
     if not _whole(block) or not 1 <= block <= size:
         raise ArgumentError(f"`block` must be a whole number from 1 to P = {size}, got {block!r}.")
     basis = max(40, 2 * k + 20) + 10 * (block - 1) if basis is None else basis
@@ -325,7 +326,7 @@ def _settings(
             f"`max_products` must be a whole number of at least 2 k = {2 * k}, got "
             f"{max_products!r}."
         )
-    return _Settings(k, which, float(tol), block, basis, max_products, seed)
+    return _Settings(k, which, tol, block, basis, max_products, seed)
 
 
 def _start(operator: SymmetricOperator, start: Tensor | None, block: int) -> list[Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from typing import Any
@@ -14,12 +13,16 @@ import numpy as np
 from torch import Tensor, nn
 
 from landscapex.curvature import draws
-from landscapex.curvature.lanczos import Eigenpairs, NonFiniteProductError, eigenpairs
+from landscapex.curvature.lanczos import Eigenpairs, eigenpairs
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.curvature.operators import check_kind, chosen_space, linearize
 from landscapex.engine.choice import Region
 from landscapex.engine.eager import Stop
-from landscapex.errors import ArgumentTypeError, DirectionError, LandscapexWarning
+from landscapex.errors import (
+    ArgumentTypeError,
+    DirectionError,
+    NonFiniteProductError,
+)
 from landscapex.evaluate import Shard, checked_options
 from landscapex.filling import Auto, Plane, Progress, fill_grid
 from landscapex.grid import AXIS_NAMES, Span
@@ -171,7 +174,10 @@ class SpectrumEnds(Losses):
         self._space = session.space
         if params is not None:
             self._space = chosen_space(session.space.model, params, set(session.space.names))
-        self._solve = partial(eigenpairs, which="BE", tol=tol, max_products=max_products, seed=seed)
+        # `remarks` tells of points that did not converge, once
+        self._solve = partial(
+            eigenpairs, which="BE", tol=tol, max_products=max_products, seed=seed, quiet=True
+        )
         self._start: Tensor | None = None
 
     @property
@@ -247,9 +253,7 @@ class SpectrumEnds(Losses):
         curvature = linearize(self.session, self._kind, params=self._params, seed=self._seed)
         operator = _stoppable(curvature, stop)
         try:
-            with warnings.catch_warnings():  # of pairs not converged; `remarks` says it once
-                warnings.simplefilter("ignore", LandscapexWarning)
-                found = self._solve(operator, min(2, operator.size), start=self._start)
+            found = self._solve(operator, min(2, operator.size), start=self._start)
         except NonFiniteProductError:
             return (*[math.nan] * 5, float(operator.products), 0.0), None
         noise = draws.gaussian(operator, self._seed, "start of a curvature map")

@@ -7,13 +7,14 @@ import weakref
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from landscapex._directions import layout_of
 from landscapex.curvature import draws
+from landscapex.curvature.classes import ClassDecomposition, decompose
 from landscapex.curvature.density import SpectralDensity, spectral_density
 from landscapex.curvature.diagonal import DiagonalEstimate, diagonal
 from landscapex.curvature.eigenpairs import Eigenpairs
@@ -33,9 +34,6 @@ from landscapex.errors import ArgumentError, ParameterMismatchError
 from landscapex.objective import Objective, bind
 from landscapex.parameters import ParameterSpace, Selection
 from landscapex.session import Point, Session
-
-if TYPE_CHECKING:
-    from landscapex.curvature.classes import ClassDecomposition
 
 KINDS = ("hessian", "ggn", "fisher", "empirical_fisher")
 
@@ -186,8 +184,6 @@ class Curvature(SymmetricOperator):
         Raises:
             ArgumentError: If this is not a Gauss-Newton matrix.
         """
-        from landscapex.curvature.classes import decompose
-
         if self.kind != "ggn":
             raise ArgumentError(
                 f"`kind` must be 'ggn' for a decomposition by classes, got {self.kind!r}."

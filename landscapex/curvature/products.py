@@ -223,29 +223,31 @@ class Linearization:
             raise
 
     def _make_plan(self) -> Plan:
-        """Whether copies serve, and how large a graph is, by the first batch."""
-        batch = next(iter(self._batches))
-        saved = _Saved(self._standing.memory())
+        """Whether copies serve, and how large a graph is, by the first batch that counts."""
+        for b, batch in enumerate(self._batches):
+            if (plan := self._try(b, batch)) is not None:
+                return plan
+        return Plan(not self._standing.lendable, 0.0, 0.0)
 
-        def gradient(
-            entered: contextlib.AbstractContextManager[list[Tensor]],
-        ) -> tuple[Parts, float]:
-            with self._draws(), entered as leaves:
+    def _try(self, b: int, batch: Batch) -> Plan | None:
+        """Linearise a batch by the model's own tensors and by copies; None if nothing counts."""
+        standing = self._standing
+        saved = _Saved(standing.memory())
+        # moving what has 16 bits itself would take another dtype
+        ways = [] if standing.widened and standing.lendable else [standing.exchanged]
+        ways += [standing.lent] if standing.lendable else []
+        gradients: list[Parts] = []
+        for way in ways:
+            with self._draws(), way() as leaves:
                 with saved.counted():
-                    term = self._build(0, batch, leaves, 0).term
+                    term = self._build(b, batch, leaves, 0).term
                 if term is None:
-                    return [], 0.0
+                    return None
                 graph = term.graph()
                 check_graph(graph)
-                return term.gradient(), asymmetry(self._operator(term), graph)
-
-        # moving what has 16 bits would take another dtype
-        standing = self._standing
-        own, found = ([], 0.0) if standing.widened else gradient(standing.exchanged())
-        serves = standing.lendable
-        if serves:
-            copied, found = gradient(standing.lent())
-            serves = standing.widened or _agree(own, copied)
+                gradients.append(term.gradient())
+                found = asymmetry(self._operator(term), graph)
+        serves = standing.lendable and _agree(gradients[0], gradients[-1])
         return Plan(not serves, saved.largest / max(1, sample_count(batch)), found)
 
     def _operator(self, term: Linearized) -> SymmetricOperator:

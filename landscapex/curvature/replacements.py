@@ -2,8 +2,8 @@
 
 Of a convolution, torch writes the derivative of the weight gradient as a convolution with swapped
 axes, of which the kernel is as large as the image: right, but slow; here it uses the kernels of
-the first derivatives. Batch norm by running statistics is an affine map, which torch does not
-use. Of a fused weight norm, torch (2.13) forgets that the norm depends on the weight.
+the first derivatives. Of a fused weight norm, torch (2.13) forgets that the norm depends on the
+weight.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
@@ -30,7 +29,7 @@ class _Settings(NamedTuple):
 
 
 class Replacements(TorchFunctionMode):
-    """Replaces those functions while it is entered; results differ by rounding at most.
+    """Replaces those functions while it is entered; the results are the same.
 
     Args:
         fixed: Whether derivatives of gradients are wanted by their cotangents alone, inputs and
@@ -52,8 +51,6 @@ class Replacements(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch._weight_norm:
             return _weight_norm(*args, **kwargs)
-        if func is F.batch_norm:
-            return _batch_norm(*args, **kwargs)
         if func in _CONVOLUTIONS:
             return self._convolution(func, args, kwargs)
         return func(*args, **kwargs)
@@ -76,18 +73,24 @@ class Replacements(TorchFunctionMode):
             _several(given.get("output_padding", 0), dims),
             given.get("groups", 1),
         )
-        made = _Convolution.apply(x, weight, settings, self._fixed)
-        return made if bias is None else made + bias.view(-1, *[1] * dims)
+        return _Convolution.apply(x, weight, bias, settings, self._fixed)
 
 
 class _Convolution(torch.autograd.Function):
     """The convolution itself."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, settings: _Settings, fixed: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        settings: _Settings,
+        fixed: bool,
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.settings, ctx.fixed = settings, fixed
-        return torch.ops.aten.convolution(x, weight, None, *settings)
+        return torch.ops.aten.convolution(x, weight, bias, *settings)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -95,7 +98,11 @@ class _Convolution(torch.autograd.Function):
         if ctx.fixed:
             x, weight = x.detach(), weight.detach()
         wanted = ctx.needs_input_grad[:2]
-        return (*_Gradients.apply(cotangent, x, weight, ctx.settings, wanted), None, None)
+        by_input, by_weight = _Gradients.apply(cotangent, x, weight, ctx.settings, wanted)
+        by_bias = None
+        if ctx.needs_input_grad[2]:
+            by_bias = cotangent.sum([i for i in range(cotangent.ndim) if i != 1])
+        return by_input, by_weight, by_bias, None, None
 
 
 class _Gradients(torch.autograd.Function):
@@ -150,26 +157,6 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """``g v / ||v||``, norms over all axes but one (-1: over all)."""
     others = [i for i in range(v.ndim) if i != dim]
     return v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=dim != -1))
-
-
-def _batch_norm(
-    x: Tensor,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """By running statistics it is affine."""
-    if training or mean is None or variance is None or x.dtype != variance.dtype:
-        return F.batch_norm(x, mean, variance, weight, bias, training, momentum, eps)
-    scale = torch.rsqrt(variance + eps)
-    scale = scale if weight is None else scale * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
-    shape = 1, -1, *[1] * (x.ndim - 2)
-    return torch.addcmul(shift.view(shape), x, scale.view(shape))
 
 
 def _several(value: Any, dims: int) -> list[int]:

@@ -7,6 +7,7 @@ from .runner import Planted
 DENSITY = "tests/test_density.py::"
 TRACE = "tests/test_trace.py::"
 DIAGONAL = "tests/test_diagonal.py::"
+LANCZOS = "tests/test_lanczos.py::"
 MAPS = "tests/test_curvature_map.py::"
 SHARP = "tests/test_sharpness.py::"
 ASCENT = "tests/test_sharpness_ascent.py::"
@@ -193,4 +194,68 @@ MAPPED = [
     ),
 ]  # fmt: skip
 
-CURVATURE = ESTIMATES + SHARPNESS + MAPPED
+EIGENPAIRS = [
+    Planted(
+        "trap 30", "orthogonal to the last two rows only", "landscapex/curvature/basis.py",
+        "return self._project(vector, self.rows)",
+        "return self._project(vector, self.vectors[max(0, self.count - 2) : self.count])",
+        LANCZOS + "test_trap_30_outliers_come_once_each_after_120_steps",
+    ),
+    Planted(
+        "trap 30", "orthogonalised once", "landscapex/_fallback.py",
+        "    for _ in range(2):\n        found = _float64(torch.zeros_like(total))\n",
+        "    for _ in range(1):\n        found = _float64(torch.zeros_like(total))\n",
+        "tests/test_orthogonalize.py::test_once_would_not_be_enough",
+        native=False,
+    ),
+    Planted(
+        "trap 31", "no breakdown test", "landscapex/curvature/krylov.py",
+        "left > self.basis.rounding * self.longest:",
+        "True:",
+        LANCZOS + "test_trap_31_a_closed_space_is_left_by_a_random_vector",
+    ),
+    Planted(
+        "trap 31", "an absolute breakdown test", "landscapex/curvature/krylov.py",
+        "left > self.basis.rounding * self.longest:",
+        "left > self.basis.rounding:",
+        LANCZOS + "test_trap_31_a_closed_space_is_left_by_a_random_vector",
+    ),
+    Planted(
+        "trap 31", "a closed space taken for the whole", "landscapex/curvature/lanczos.py",
+        "return before is not None and bool((np.abs(ranks - before) <= limit).all())",
+        "return True",
+        LANCZOS + "test_trap_31_a_closed_space_is_not_taken_for_the_whole",
+    ),
+    Planted(
+        "trap 31", "a space that only rounding keeps open", "landscapex/curvature/lanczos.py",
+        "nearly_closed = 0 < krylov.step() <= self.settings.tol",
+        "nearly_closed = krylov.step() < 0",
+        LANCZOS + "test_trap_31_nor_is_a_space_that_rounding_keeps_from_closing",
+    ),
+    Planted(
+        "trap 33", "magnitudes ranked by value", "landscapex/curvature/lanczos.py",
+        "        size = np.abs(values)\n",
+        "        size = values\n",
+        LANCZOS + "test_trap_33_a_value_and_its_negative_are_both_found",
+    ),
+    Planted(
+        "trap 33", "the first to converge wins", "landscapex/curvature/lanczos.py",
+        "ritz.residuals[following] > limit and reach > end.rank[last]",
+        "ritz.residuals[following] > limit and reach < -math.inf",
+        LANCZOS + "test_trap_33_a_converged_value_waits_for_what_may_still_outgrow_it",
+    ),
+    Planted(
+        "trap 34", "both from the upper end", "landscapex/curvature/lanczos.py",
+        '"BE": k // 2}[which]',
+        '"BE": 0}[which]',
+        LANCZOS + "test_trap_34_both_ends_come_from_one_run",
+    ),
+    Planted(
+        "curvature", "residuals that were estimated, not measured", "landscapex/curvature/krylov.py",
+        "        value, left = self.basis.rayleigh(i, self._product(i))\n",
+        "        value, left = self.matrix[i, i], float(np.linalg.norm(self.matrix[self.done :, i]))\n",
+        LANCZOS + "test_noise_in_products_is_reported_not_hidden",
+    ),
+]  # fmt: skip
+
+CURVATURE = EIGENPAIRS + ESTIMATES + SHARPNESS + MAPPED
