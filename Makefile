@@ -14,7 +14,7 @@ SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
     $(shell find landscapex csrc tests/emulation -type f ! -name '*.pyc')
 NATIVE := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test check bench data clean
+.PHONY: demo test check docs bench data clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -30,8 +30,15 @@ check: .venv/installed .venv/checkers .venv/data
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 	$(PYTEST) -n 2 -m slow tests
 	$(PYTEST) tests/test_other_tools.py
+	$(MAKE) docs
 	@if command -v nvcc > /dev/null; then $(BIN)/python tests/native/compile_matrix.py; \
 	else echo "There is no nvcc: CUDA kernels were not compiled for the architectures."; fi
+
+# Into docs/_build/html. The pictures are made anew whenever the package was.
+docs: .venv/installed .venv/checkers
+	@[ docs/_build/html -nt .venv/installed ] || rm -rf docs/_build docs/pictures
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+	@echo "The documentation is in docs/_build/html/index.html."
 
 # Writes benchmarks/RESULTS.md; `pytest benchmarks -k quick` takes the smallest sizes instead.
 bench: .venv/installed .venv/checkers .venv/data
@@ -46,6 +53,7 @@ data:
 
 clean:
 	rm -rf build dist landscapex-demo benchmarks/out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf docs/_build docs/pictures
 	find landscapex tests benchmarks csrc -name __pycache__ -prune -exec rm -rf {} +
 	rm -f .venv/installed
 
@@ -60,7 +68,7 @@ clean:
 
 # The other tools come without their dependencies, which would replace NumPy.
 .venv/checkers: .ci/constraints.txt .ci/oracles.txt | .venv/torch
-	$(PIP) ruff mypy clang-format
+	$(PIP) ruff mypy clang-format furo myst-parser sphinx sphinx-gallery
 	$(PIP) --no-deps -r .ci/oracles.txt
 	touch $@
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from sphinx.ext.napoleon.docstring import GoogleDocstring
+from sphinx.util.logging import getLogger
 
 import landscapex
 
@@ -63,10 +65,20 @@ sphinx_gallery_conf = {
 
 def setup(app: Any) -> None:
     """Add what the settings cannot say."""
+    # accessible-pygments, of the theme, sends whatever anyone logs to the console
+    logging.getLogger("landscapex").setLevel("WARNING")
     GoogleDocstring._consume_returns_section = returned
+    app.connect("builder-inited", check_pictures, priority=900)  # after sphinx-gallery
     app.connect("autodoc-process-signature", without_fields)
     app.connect("object-description-transform", without_tildes, priority=900)
     app.connect("missing-reference", by_short_name)
+
+
+def check_pictures(app: Any) -> None:
+    """A gallery page without a picture is a mistake, of the page or of figures.py."""
+    for page in sorted(Path(app.srcdir, "gallery").glob("*.py")):
+        if not any(Path(app.srcdir, "pictures", "images").glob(f"sphx_glr_{page.stem}_0*.png")):
+            getLogger(__name__).warning("no picture came out of %s", page.name)
 
 
 def returned(docstring: Any, preprocess_types: bool = False) -> list[tuple[str, str, list[str]]]:

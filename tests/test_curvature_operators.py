@@ -673,6 +673,7 @@ def test_no_grad_around_it_does_not_matter():
     [
         ({"kind": "gauss"}, ArgumentError, "`kind` must be one of hessian, ggn, fisher, empirical"),
         ({"kind": "fisher", "samples": 0}, ArgumentError, "`samples` must be .* at least 1, got 0"),
+        ({"memory": -1}, ArgumentError, "`memory` must be None or bytes of at least 0, got -1"),
         ({"seed": 1.5}, ArgumentTypeError, "`seed` must be a whole number, got 1.5"),
         ({"params": "9.*"}, ParameterMismatchError, r"`params` must name parameters .* '9\.\*'"),
         (

@@ -136,7 +136,7 @@ PICTURES = sorted(DOCS.glob("gallery/*.py"))
 
 @pytest.mark.parametrize("page", PICTURES, ids=lambda page: page.stem)
 def test_every_picture_is_explained_and_has_a_source(page):
-    """What is seen, what it means, what it does not mean; and it is made from what is trained there."""
+    """Seen, meant, not meant, from where; and the network is trained in the page."""
     text = page.read_text()
     for part in ("What is seen.", "What it means.", "What it does not mean."):
         assert f"# **{part}** " in text, part

@@ -1,7 +1,8 @@
 """Curvature beside published tools: where all are right they agree, and where they are wrong.
 
 curvlinops 3.0.1, hessian-eigenthings 1.0.0a5, PyHessian 0.1, the density of landscaper 1.3.1, as
-they are. Tests of traps show the defect, with its size, and what landscapex gives on the same input.
+they are. Tests of traps show the defect, with its size, and what landscapex gives on the same
+input.
 
 Left out, as these versions do not have them: frozen parameters crash none of them (trap 23), and
 the densities of hessian-eigenthings and curvlinops have the mass and the width that they state
@@ -13,7 +14,6 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Iterator
 
 import models
 import numpy as np
@@ -29,6 +29,7 @@ from torch.nn import functional as F
 import landscapex as lx
 from landscapex.curvature.density import spectral_density
 from landscapex.curvature.lanczos import eigenpairs
+from landscapex.curvature.operators import Curvature
 from landscapex.curvature.trace import trace
 
 OUTLIERS = np.concatenate([[10, 9, 8, 7, 6], np.linspace(-1, 1, 395)])
@@ -55,7 +56,7 @@ def error(found: Tensor, right: Tensor) -> float:
     return float((found.double() - right.double()).norm() / right.double().norm())
 
 
-def whole_hessian(model: nn.Module, x: Tensor, y: Tensor) -> lx.Curvature:
+def whole_hessian(model: nn.Module, x: Tensor, y: Tensor) -> Curvature:
     """All samples in one batch, in float64."""
     wide = copy.deepcopy(model).double().eval()
     return lx.hessian(wide, [(x.double(), y)], "cross_entropy")
@@ -65,9 +66,9 @@ def whole_hessian(model: nn.Module, x: Tensor, y: Tensor) -> lx.Curvature:
 
 
 def digits_network() -> tuple[nn.Module, Tensor, Tensor]:
-    """14,490 parameters, trained; 1,400 images."""
+    """14,490 parameters, trained; 400 images."""
     model, (x, y), _ = lx.examples.digits()
-    return model, x[:1400], y[:1400]
+    return model, x[:400], y[:400]
 
 
 def lenet() -> tuple[nn.Module, Tensor, Tensor]:
@@ -75,16 +76,16 @@ def lenet() -> tuple[nn.Module, Tensor, Tensor]:
     return models.seeded(models.LeNet), *numbers(40, 1, 28, 28, classes=10)
 
 
-NETWORKS = {"digits": (digits_network, 200), "lenet": (lenet, 8)}
+NETWORKS = {"digits": (digits_network, 100), "lenet": (lenet, 8)}
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
-def problem(request) -> Iterator[tuple[nn.Module, list[tuple[Tensor, Tensor]], lx.Curvature]]:
+def problem(request) -> tuple[nn.Module, list[tuple[Tensor, Tensor]], Curvature]:
     """In float64, with batches of equal size: the mean of batch means is right then."""
     make, size = NETWORKS[request.param]
     model, x, y = make()
     model, cut = model.double().eval(), batches(x.double(), y, size)
-    yield model, cut, lx.hessian(model, cut, "cross_entropy")
+    return model, cut, lx.hessian(model, cut, "cross_entropy")
 
 
 def test_products_are_those_of_curvlinops_hessian_eigenthings_and_pyhessian(problem):
@@ -101,13 +102,13 @@ def test_products_are_those_of_curvlinops_hessian_eigenthings_and_pyhessian(prob
 def test_both_ends_are_those_of_scipy_and_hessian_eigenthings(problem):
     """SciPy's eigsh with the products of curvlinops; 120 steps of hessian-eigenthings."""
     model, cut, ours = problem
-    top, bottom = ours.eigenvalues(5), ours.eigenvalues(3, "SA")
+    top, bottom = ours.eigenvalues(5), ours.eigenvalues(1, "SA")
     assert top.converged.all()
     assert bottom.converged.all()
     scipy = other.curvlinops_hessian(model, cut, check_deterministic=False).to_scipy(np.float64)
-    reference = np.sort(eigsh(scipy, 5, which="LA", tol=1e-9, return_eigenvectors=False))[::-1]
+    reference = np.sort(eigsh(scipy, 5, which="LA", tol=1e-8, return_eigenvectors=False))[::-1]
     assert top.values == pytest.approx(reference, rel=1e-8)
-    reference = np.sort(eigsh(scipy, 3, which="SA", tol=1e-9, return_eigenvectors=False))
+    reference = eigsh(scipy, 1, which="SA", tol=1e-8, return_eigenvectors=False)
     assert bottom.values == pytest.approx(reference, rel=1e-8)
 
     theirs = other.hessian_eigenthings.lanczos(
@@ -121,32 +122,12 @@ def test_both_ends_are_those_of_scipy_and_hessian_eigenthings(problem):
     assert top.values == pytest.approx(theirs.eigenvalues.numpy(), rel=1e-6)
 
 
-def test_trace_is_that_of_curvlinops_and_hessian_eigenthings(problem):
-    """Within the errors that ours and hessian-eigenthings state and several runs of XTrace show."""
-    model, cut, operator = problem
-    ours = operator.trace(products=60)
-    theirs = other.hessian_eigenthings.trace(
-        other.eigenthings_hessian(model, cut), num_matvecs=60, seed=0
-    )
-    both = float(np.hypot(ours.standard_error, theirs.stderr))
-    assert abs(ours.value - theirs.estimate) < 4 * both
-    assert both < 0.1 * abs(ours.value)
-    runs = [
-        float(
-            other.seeded(seed, lambda: other.curvlinops.xtrace(_columns(operator), num_matvecs=20))
-        )
-        for seed in range(4)
-    ]
-    both = float(np.hypot(ours.standard_error, np.std(runs, ddof=1) / 2))
-    assert abs(ours.value - np.mean(runs)) < 4 * both
-
-
-class _Columns(other.PyTorchLinearOperator):
+class Products(other.PyTorchLinearOperator):
     """Our products for the algorithms of curvlinops, whose own products are compared above."""
 
     SELF_ADJOINT = True
 
-    def __init__(self, operator: lx.Curvature) -> None:
+    def __init__(self, operator: Curvature) -> None:
         super().__init__([(operator.size,)], [(operator.size,)])
         self.operator = operator
 
@@ -162,7 +143,24 @@ class _Columns(other.PyTorchLinearOperator):
         return [self.operator @ columns[0]]
 
 
-_columns = _Columns
+def test_trace_is_that_of_curvlinops_and_hessian_eigenthings(problem):
+    """Within the errors that ours and hessian-eigenthings state and several runs of XTrace show."""
+    model, cut, operator = problem
+    ours = operator.trace(products=60)
+    theirs = other.hessian_eigenthings.trace(
+        other.eigenthings_hessian(model, cut), num_matvecs=60, seed=0
+    )
+    both = float(np.hypot(ours.standard_error, theirs.stderr))
+    assert abs(ours.value - theirs.estimate) < 4 * both
+    assert both < 0.5 * ours.frobenius_norm.value
+    runs = [
+        float(
+            other.seeded(seed, lambda: other.curvlinops.xtrace(Products(operator), num_matvecs=20))
+        )
+        for seed in range(4)
+    ]
+    both = float(np.hypot(ours.standard_error, np.std(runs, ddof=1) / 2))
+    assert abs(ours.value - np.mean(runs)) < 4 * both
 
 
 def test_density_is_that_of_curvlinops_and_hessian_eigenthings(problem):
@@ -185,7 +183,7 @@ def test_density_is_that_of_curvlinops_and_hessian_eigenthings(problem):
     grid, density = other.seeded(
         0,
         lambda: other.curvlinops.lanczos_approximate_spectrum(
-            _columns(operator), ncv=50, num_repeats=2, boundaries=ends, num_points=10_000
+            Products(operator), ncv=50, num_repeats=2, boundaries=ends, num_points=10_000
         ),
     )
     half = 1.1 * (ends[1] - ends[0]) / 2  # it pads each end by 5 % and works on [-1, 1]
@@ -224,19 +222,19 @@ def test_trap_17_training_mode_moves_buffers_and_draws_masks():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_trap_18_ragged_batches_weigh_as_much_as_full_ones_in_hessian_eigenthings(seed):
-    """8 + 2 samples: its products are off by 50 to 100 %."""
+    """8 + 2 samples: its products are off by 69 to 93 %."""
     x, y = numbers(10, 10, seed=seed)
     model = models.mlp(10, 16, 3)
     right = whole_hessian(model, x, y)
     v = vector(right.size)
     product = right @ v.double()
     cut = batches(x, y, 8)
-    assert error(other.eigenthings_hessian(model, cut) @ v, product) > 0.4
+    assert error(other.eigenthings_hessian(model, cut) @ v, product) > 0.6
     assert error(lx.hessian(model, cut, "cross_entropy") @ v, product) < 1e-6
 
 
 def test_trap_18_nobody_else_counts_the_labels_that_count():
-    """One of five labels and five of five: the batches weigh 1 and 5, not alike."""
+    """One of five labels and five of five: batches weigh 1 and 5, not alike. They are 72 % off."""
     x, y = numbers(10, 10, seed=1)
     y[:4] = -100
     model = models.mlp(10, 16, 3)
@@ -273,9 +271,9 @@ def test_trap_23_an_unused_parameter_crashes_all_three():
     v = vector(ours.size)
     assert float((ours @ v)[:33].norm()) > 0
     assert not (ours @ v)[33:].any()
-    with pytest.raises(RuntimeError, match="not to have been used in the graph"):
+    with pytest.raises(RuntimeError, match="Set allow_unused=True"):
         other.curvlinops_hessian(model, [(x, y)])
-    with pytest.raises(RuntimeError, match="not to have been used in the graph"):
+    with pytest.raises(RuntimeError, match="Set allow_unused=True"):
         other.eigenthings_hessian(model, [(x, y)]) @ v
     theirs = other.pyhessian_hessian(model, [(x, y)])
     with pytest.raises(AssertionError, match=r"Expected output to be a torch\.Tensor"):
@@ -355,17 +353,27 @@ def test_trap_29_pyhessian_keeps_the_model_alive_and_fills_its_gradients():
     gc.collect()
 
 
-@pytest.mark.parametrize("step", [None, 1e-1, 1e-2, 1e-3, 1e-4])
-def test_trap_36_finite_differences_of_a_relu_network_are_wrong_at_every_step(step):
-    """``method="finite_difference"`` of hessian-eigenthings, its own step and others: >= 5 %."""
+def test_trap_36_finite_differences_of_a_relu_network_are_wrong_at_every_step():
+    """``method="finite_difference"`` of hessian-eigenthings: 13 % off at its own step.
+
+    1 % at the best of others, ten thousand times our error.
+    """
     model, x, y = digits_network()
     right = whole_hessian(model, x, y)
     v = vector(right.size)
     v /= v.norm()
     product = right @ v.double()
-    theirs = other.eigenthings_hessian(model, [(x, y)], method="finite_difference", fd_eps=step)
-    assert error(theirs @ v, product) > 0.05
-    assert error(lx.hessian(model, [(x, y)], "cross_entropy") @ v, product) < 1e-5
+    errors = [
+        error(
+            other.eigenthings_hessian(model, [(x, y)], method="finite_difference", fd_eps=step) @ v,
+            product,
+        )
+        for step in (None, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+    ]
+    assert errors[0] > 0.1
+    assert min(errors) > 0.01
+    ours = error(lx.hessian(model, [(x, y)], "cross_entropy") @ v, product)
+    assert ours < 1e-4 * min(errors)
 
 
 # --- Known matrices ------------------------------------------------------------------------------
@@ -382,7 +390,7 @@ def test_trap_30_ghosts_of_an_eigenvalue_above_50_steps():
     ]
     copies = [int((t.eigenvalues - 10).abs().lt(1e-3).sum()) for t in theirs]
     assert copies == [1, 7]
-    assert theirs[1].converged.all()  # it does not know
+    assert theirs[1].converged.sum() == 9  # it does not know
     nodes, _ = other.seeded(0, lambda: other.fast_lanczos(other.curvlinops_matrix(matrix), 120))
     assert int((nodes - 10).abs().lt(1e-3).sum()) >= 5
 

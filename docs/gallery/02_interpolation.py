@@ -19,7 +19,7 @@ objective = lx.Objective(
     first, data, loss, metrics="error", datasets={"test": lx.examples.digits_test()}
 )
 way = lx.interpolate(first, second, model=objective, points=81, progress=False)
-print(way.measures())
+print(f"barrier {way.barrier:.2f}, of the test loss {way.measures('test_loss').barrier:.2f}")
 
 # %%
 # The panels below are the ends of the panel above, drawn as high as they are there. On the scale

@@ -2,7 +2,8 @@
 How far training is from the straight line
 ==========================================
 
-The cost strip of Goodfellow, Vinyals and Saxe, and the residual of a run beside that of a random walk.
+The cost strip of Goodfellow, Vinyals and Saxe, and the residual of a run beside that of a
+random walk.
 """
 
 # %%

@@ -31,19 +31,22 @@ density.plot(top)
 # below each place, with the band in which the truth lies with 95 % probability.
 #
 # **What it means.** In nearly all directions the loss is flat; in a handful it is steep. The
-# estimate says how many:
+# estimate says how many, if it is asked in a gap of the spectrum:
 
 print("above 4:", density.outliers(4.0))
-print("below -0.005:", density.outliers(-0.005, side="below"))
 
 # %%
-# Some eigenvalues are negative: the trained weights are not a minimum of this loss. (They were
-# trained with weight decay, which is not part of it.)
-#
-# **What it does not mean.** The band is wide around zero: sixty steps do not resolve how the bulk
-# is distributed there, and the bumps of the curve near zero are not eigenvalues. The smoothing is
-# stated below the picture. Nor is a large eigenvalue a property of the function that the network
-# computes: it changes when layers are rescaled (see :doc:`09_sharpness`).
+# **What it does not mean.** Sixty steps do not resolve how the bulk is distributed near zero: the
+# bumps of the curve there are not eigenvalues, and the band is wide. Some eigenvalues are negative,
+# so that the trained weights are not a minimum of this loss (they were trained with weight decay,
+# which is not part of it); how many, this estimate cannot say:
+
+band = density.band([-0.005])
+print(f"share below -0.005: {band.value[0]:.3f}, from {band.lower[0]:.3f} to {band.upper[0]:.3f}")
+
+# %%
+# Nor is a large eigenvalue a property of the function that the network computes: it changes when
+# layers are rescaled (see :doc:`09_sharpness`).
 #
 # Where do the outliers come from? For a classifier, the Gauss-Newton part of the Hessian falls
 # apart exactly into what lies between the classes, between pairs of classes, within them, and a

@@ -2,8 +2,8 @@
 A map of the curvature
 ======================
 
-How convex is the loss around a solution? The smallest and the largest eigenvalue of the Hessian at every
-point of a plane.
+How convex is the loss around a solution? The smallest and the largest eigenvalue of the Hessian
+at every point of a plane.
 """
 
 # %%

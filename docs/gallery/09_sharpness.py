@@ -2,7 +2,8 @@
 A table of sharpness
 ====================
 
-Nine measures of how sharp a minimum is, on two networks that compute the same function, and on a third.
+Nine measures of how sharp a minimum is, on two networks that compute the same function,
+and on a third.
 """
 
 # %%
@@ -72,21 +73,20 @@ for name, measure in measures.items():
 # The same in a picture: along an unnormalised random direction the rescaled network has a much
 # narrower minimum; filter-normalised, both lines are the same.
 
-lines = [
-    lx.line(
-        f,
-        directions=lx.directions.random(f, 1, seed=0, normalize=n),
-        span=s,
-        points=41,
-        progress=False,
-    )
-    for n, s in ((None, 0.1), ("filter", 1.0))
-    for f in objectives[:2]
-]
-lx.plot.line(*lines[:2], labels=["first", "rescaled"], title="Not normalised")
+
+def line(objective, normalize, span):
+    """Along the same draw of a direction."""
+    direction = lx.directions.random(objective, 1, seed=0, normalize=normalize)
+    return lx.line(objective, directions=direction, span=span, points=41, progress=False)
+
+
+labels = ["first", "rescaled"]
+lines = [line(objective, None, 0.1) for objective in objectives[:2]]
+lx.plot.line(*lines, labels=labels, title="Not normalised")
 
 # %%
-lx.plot.line(*lines[2:], labels=["first", "rescaled"], title="Filter-normalised")
+lines = [line(objective, "filter", 1.0) for objective in objectives[:2]]
+lx.plot.line(*lines, labels=labels, title="Filter-normalised")
 
 # %%
 # Sources: Dinh, Pascanu, Bengio, Bengio, "Sharp Minima Can Generalize For Deep Nets", ICML 2017

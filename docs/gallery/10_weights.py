@@ -2,8 +2,8 @@
 How large the weights are
 =========================
 
-Weight decay and the size of the batch change the size of the weights, and with it what an unnormalised
-surface looks like.
+Weight decay and the size of the batch change the size of the weights, and with it what an
+unnormalised surface looks like.
 """
 
 # %%

@@ -2,7 +2,8 @@
 Leaving a saddle
 ================
 
-Why training stands still at first, when it begins near zero: gradient descent near a saddle, in closed form.
+Why training stands still at first, when it begins near zero: gradient descent near a saddle, in
+closed form.
 """
 
 # %%
@@ -48,19 +49,19 @@ flow.plot()
 # it. A direction of negative curvature is left behind after
 
 escape = flow.escape_times(0.5, learning_rate=1.0)
-print(f"the first of {len(escape.times)} ways down: after {escape.steps[0]:.0f} steps of 1")
+print(f"the first of {len(escape.times)} ways down: after {min(escape.steps):.0f} steps of 1")
 
 # %%
 # The closed form is that of the quadratic model, so it must be held beside the network itself.
 # Here both take steps of 1:
 
 losses, states = [], []
-for step in range(121):
+for _ in range(121):
     states.append(nn.utils.parameters_to_vector(model.parameters()).detach().clone())
     losses.append(objective.loss())
-    step_down = objective.gradient()
+    gradient = objective.gradient()
     with torch.no_grad():
-        nn.utils.vector_to_parameters(states[-1] - step_down, model.parameters())
+        nn.utils.vector_to_parameters(states[-1] - gradient, model.parameters())
 steps = np.arange(0, 36, 5)
 model_losses = flow.model_loss(flow.descent_coordinates(steps, learning_rate=1.0))
 print(f"{'step':>5}{'network':>12}{'model':>12}")

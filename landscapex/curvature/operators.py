@@ -296,12 +296,14 @@ def linearize(
         The operator.
 
     Raises:
-        ArgumentError: If ``samples`` is not a number of at least 1.
+        ArgumentError: If ``samples`` or ``memory`` is no such number.
     """
     check_kind(kind)
     draws.check_seed(seed)
     if not isinstance(samples, int) or samples < 1:
         raise ArgumentError(f"`samples` must be a whole number of at least 1, got {samples!r}.")
+    if memory is not None and not (isinstance(memory, int) and memory >= 0):
+        raise ArgumentError(f"`memory` must be None or bytes of at least 0, got {memory!r}.")
     engine, objective = session.engine, session.objective
     check_loss(kind, engine.measure)
     space = session.space
@@ -317,9 +319,6 @@ def linearize(
         made = Linearization(session, space, builder, memory=memory, plan=plans.get(what))
     plans[what] = made.plan
     decay = objective.weight_decay if kind in ("hessian", "ggn") else 0.0
-    gradient = made.gradient
-    if objective.weight_decay:
-        gradient = gradient + objective.weight_decay * space.gather().double()
     provenance = {
         **session.describe(),
         "kind": kind,
@@ -339,7 +338,7 @@ def linearize(
         layout_of(space),
         kind=kind,
         decay=decay,
-        gradient=gradient.to(space.dtype),
+        gradient=made.gradient,
         provenance=provenance,
     )
 

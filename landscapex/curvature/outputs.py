@@ -9,7 +9,6 @@ the model's own labels has the Gauss-Newton matrix as its expectation.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from landscapex import _ops
 from landscapex._batch import describe
+from landscapex._draws import gaussian_
 from landscapex.errors import LossError
 from landscapex.losses import Measure
 from landscapex.reductions import TORCH_LOSSES
@@ -257,9 +256,7 @@ def matrix_of(
     labels = loss.label_weights().numel()
     normal = torch.empty(labels * samples, dtype=torch.float64, device=loss.output.device)
     # numbers of a stream by place of the label: the same for any batches
-    digest = hashlib.sha256(f"{seed}/labels of the model".encode()).digest()
-    key, stream = (int.from_bytes(digest[i : i + 8], "little", signed=True) for i in (0, 8))
-    _ops.gaussian_(normal, key, stream, start * samples)
+    gaussian_(normal, f"{seed}/labels of the model", start * samples)
     drawn = normal.view(labels, samples).unbind(1)
     return OuterProducts([loss.drawn_scores(part.contiguous()) for part in drawn])
 

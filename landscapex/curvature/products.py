@@ -93,7 +93,7 @@ class Linearization:
         space: The parameters.
         plan: How the model was linearised.
         loss: The mean loss here.
-        gradient: Of the mean loss, flat, float64.
+        gradient: Of the objective, weight decay included, flat.
         kept: How many batches need no forward pass at a product.
 
     Raises:
@@ -122,7 +122,7 @@ class Linearization:
             self.plan = plan or self._make_plan()
             if self.plan.own and plan is None:
                 session.checked_center()  # a loss that draws random numbers never agrees
-            self._fill(self._affordable(memory))
+            self._fill(self._affordable(memory), session.objective.weight_decay)
 
     @property
     def whole(self) -> Block:
@@ -131,8 +131,8 @@ class Linearization:
 
     @property
     def batches(self) -> int:
-        """How many there are."""
-        return len(self._shares)
+        """How many count."""
+        return sum(share > 0 for share in self._shares)
 
     def product(
         self,
@@ -155,7 +155,7 @@ class Linearization:
         """
         parts = block.split(vector)
         # a single batch without more is not added to anything: nothing to round
-        alone = not decay and sum(share > 0 for share in self._shares) == 1
+        alone = not decay and self.batches == 1
         dtype = vector.dtype if alone else torch.float64
         total = torch.zeros(block.size, dtype=dtype, device=vector.device)
 
@@ -174,7 +174,7 @@ class Linearization:
         Args:
             use: Must not keep the linearisation.
         """
-        if self.kept == sum(share > 0 for share in self._shares):
+        if self.kept == self.batches:
             for b, term in self._terms.items():
                 use(self._shares[b], term)
             return
@@ -188,7 +188,7 @@ class Linearization:
                         if self._shares[b]:
                             use(self._shares[b], built.term)
 
-    def _fill(self, keep: frozenset[int]) -> None:
+    def _fill(self, keep: frozenset[int], weight_decay: float) -> None:
         """Linearise every batch once."""
         self._terms: dict[int, Linearized] = {}
         self._starts: list[int] = []
@@ -212,7 +212,10 @@ class Linearization:
         self._shares = [n / weight for n in weights]
         self.kept = len(self._terms)
         self.loss = sum(losses) / weight
-        self.gradient = total / weight
+        total /= weight
+        if weight_decay:
+            total.add_(self.space.gather(), alpha=weight_decay)
+        self.gradient = total.to(self.space.dtype)
 
     def _build(self, b: int, batch: Batch, leaves: list[Tensor], start: int) -> Built:
         batch = map_leaves(batch, widened) if self._standing.widened else batch

@@ -7,6 +7,8 @@ from .runner import Planted
 DENSITY = "tests/test_density.py::"
 TRACE = "tests/test_trace.py::"
 DIAGONAL = "tests/test_diagonal.py::"
+PRODUCTS = "tests/test_curvature_operators.py::"
+MODELS = "tests/test_curvature_models.py::"
 LANCZOS = "tests/test_lanczos.py::"
 MAPS = "tests/test_curvature_map.py::"
 SHARP = "tests/test_sharpness.py::"
@@ -194,6 +196,79 @@ MAPPED = [
     ),
 ]  # fmt: skip
 
+OPERATORS = [
+    Planted(
+        "trap 17", "products in training mode", "landscapex/curvature/operators.py",
+        "    with engine.evaluating():\n",
+        "    if True:\n",
+        PRODUCTS + "test_statistics_are_recomputed_where_a_session_has_moved_the_model",
+    ),
+    Planted(
+        "trap 18", "the plain mean of the products of batches",
+        "landscapex/curvature/products.py",
+        "[n / weight for n in weights]",
+        "[1 / len(weights) for n in weights]",
+        PRODUCTS + "test_trap_18_the_square_of_a_linear_model_on_8_and_2_samples",
+    ),
+    Planted(
+        "trap 20", "the curvature of the first batch", "landscapex/curvature/products.py",
+        "            for b, batch in enumerate(self._batches):\n                with self._entered()",
+        "            for b, batch in enumerate([next(iter(self._batches))]):\n                with self._entered()",
+        PRODUCTS + "test_trap_20_every_batch_counts",
+    ),
+    Planted(
+        "trap 21", "the model keeps the copies", "landscapex/curvature/standing.py",
+        "                tensors[name] = own\n",
+        "                pass\n",
+        PRODUCTS + "test_trap_21_the_model_and_the_generators_stay_bit_for_bit",
+    ),
+    Planted(
+        "trap 22", "a tied weight that is a constant under its second name",
+        "landscapex/curvature/standing.py",
+        "copy, leaf = copies[id(tensor)], id(tensor) in chosen",
+        "copy, leaf = copies.pop(id(tensor)), id(tensor) in chosen",
+        MODELS + "test_trap_22_tied_weights_count_once",
+    ),
+    Planted(
+        "trap 23", "unused parameters end it", "landscapex/curvature/linearized.py",
+        "torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)",
+        "torch.autograd.grad(loss, leaves, create_graph=True)",
+        MODELS + "test_trap_23_unused_parameters_are_zero_and_frozen_ones_left_out",
+    ),
+    Planted(
+        "trap 24", "products without a lock", "landscapex/curvature/products.py",
+        "with contextlib.nullcontext() if alive else exclusive(self.space):",
+        "with contextlib.nullcontext():",
+        PRODUCTS + "test_trap_24_products_in_two_threads",
+    ),
+    Planted(
+        "trap 26", "the conjugate of a complex product", "landscapex/curvature/products.py",
+        "torch.view_as_real(part.resolve_conj())",
+        "torch.view_as_real(part.conj().resolve_conj())",
+        MODELS + "test_trap_26_complex_parameters_count_by_real_and_imaginary_parts",
+    ),
+    Planted(
+        "trap 28", "the fast kernels of attention", "landscapex/curvature/standing.py",
+        "stack.enter_context(sdpa_kernel(SDPBackend.MATH))",
+        "stack.enter_context(contextlib.nullcontext())",
+        MODELS + "test_trap_28_attention_has_second_derivatives",
+    ),
+    Planted(
+        "trap 29", "graphs that stay until cycles are collected",
+        "landscapex/curvature/operators.py",
+        "product = partial(linearization.product, block, decay=decay)",
+        "product = lambda v: self._linearization.product(block, v, decay=decay)",
+        PRODUCTS + "test_trap_29_the_graph_goes_with_the_operator",
+    ),
+    Planted(
+        "curvature", "weight norm by torch's own double backward",
+        "landscapex/curvature/replacements.py",
+        "if func is torch._weight_norm:",
+        "if False:",
+        MODELS + "test_weight_norm_is_differentiated_through_its_norm",
+    ),
+]  # fmt: skip
+
 EIGENPAIRS = [
     Planted(
         "trap 30", "orthogonal to the last two rows only", "landscapex/curvature/basis.py",
@@ -258,4 +333,4 @@ EIGENPAIRS = [
     ),
 ]  # fmt: skip
 
-CURVATURE = EIGENPAIRS + ESTIMATES + SHARPNESS + MAPPED
+CURVATURE = OPERATORS + EIGENPAIRS + ESTIMATES + SHARPNESS + MAPPED
