@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from docutils import nodes
 from sphinx.ext.napoleon.docstring import GoogleDocstring
 from sphinx.util.logging import getLogger
@@ -65,6 +66,7 @@ sphinx_gallery_conf = {
 
 def setup(app: Any) -> None:
     """Add what the settings cannot say."""
+    torch.set_num_threads(1)  # the networks of the gallery are small: more threads mostly wait
     # accessible-pygments, of the theme, sends whatever anyone logs to the console
     logging.getLogger("landscapex").setLevel("WARNING")
     GoogleDocstring._consume_returns_section = returned

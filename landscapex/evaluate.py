@@ -127,8 +127,9 @@ def surface(
         threads: torch's threads during this call; None takes those of the journal that this call
             goes on with, or leaves them.
         progress: Show a bar with the time left.
-        callback: Called with a `Progress` whenever points are finished, at least every half second
-            unless one takes longer; the model is not at its centre then.
+        callback: Called with a `Progress` whenever points are finished: at least every half second,
+            unless one takes longer or they are computed together (up to a second, or eight points,
+            on the compiled engine); the model is not at its centre then.
         confirm: Allow more than a million points.
 
     Returns:

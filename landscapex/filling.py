@@ -41,6 +41,7 @@ from landscapex.results import Surface
 from landscapex.session import Point, Session
 
 BLOCK_SECONDS = 0.5  # of work that may be lost
+TOGETHER_SECONDS = 1.0  # where points share work
 CHUNK = 16  # points per turn of a shard: part of the format of a run
 NAMED = ("random", "hessian")  # directions that are made here
 
@@ -198,7 +199,8 @@ class _Run:
         self.header, self.options, self.interrupts = header, options, interrupts
         self.journal: Journal | None = None
         # points at once: what is lost if the loss raises, or the machine stops
-        self._most = quantity.at_once or CHUNK
+        self._fewest, self._most = quantity.at_once or (1, CHUNK)
+        self._seconds = BLOCK_SECONDS if quantity.at_once is None else TOGETHER_SECONDS
         self._set_pace(quantity.seconds)
         self._done = np.zeros(grid.size, dtype=bool)
         self._values = np.full((grid.size, len(header.columns)), np.nan)
@@ -237,7 +239,7 @@ class _Run:
                     start += len(values)
 
     def _evaluate(self, start: int, stop: int) -> np.ndarray:
-        """Values of the next points: what half a second is enough for, up to ``stop``."""
+        """Values of the next points: what a block has time for, up to ``stop``."""
         points = self.grid.points(start, min(start + self._pace, stop))
         began = time.monotonic()
         values = self.quantity.values(points, self.interrupts)
@@ -248,7 +250,8 @@ class _Run:
 
     def _set_pace(self, seconds: float) -> None:
         """How many points to take at once when one takes so long."""
-        self._pace = max(1, min(self._most, int(BLOCK_SECONDS / max(seconds, 1e-9))))
+        points = int(self._seconds / max(seconds, 1e-9))
+        self._pace = max(self._fewest, min(self._most, points))
 
     def _report(
         self, start: int, values: np.ndarray, finished: int, total: int, seconds: float

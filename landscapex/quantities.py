@@ -35,8 +35,8 @@ class Quantity(Protocol):
         """Names of the values at a point, ``"loss"`` first; known after `center`."""
 
     @property
-    def at_once(self) -> int | None:
-        """Points that are worth a call of `values`; None if one is. Known after `prepare`."""
+    def at_once(self) -> tuple[int, int] | None:
+        """Fewest and most points of a good call of `values`; None: any. Known after `prepare`."""
 
     @property
     def fingerprint(self) -> Mapping[str, str]:
@@ -86,10 +86,10 @@ class Losses:
         return self.session.columns
 
     @property
-    def at_once(self) -> int | None:
+    def at_once(self) -> tuple[int, int] | None:
         """What the compiled engine wants."""
         compiled = self.session.choice.compiled
-        return None if compiled is None else compiled.points_at_once
+        return None if compiled is None else (compiled.fewest_at_once, compiled.points_at_once)
 
     @property
     def fingerprint(self) -> Mapping[str, str]:

@@ -205,6 +205,20 @@ def test_weights_of_every_point_are_formed_for_few_points_at_once(monkeypatch):
         assert 1 <= session.choice.compiled.points_at_once <= 5
 
 
+@pytest.mark.parametrize(("kept", "fewest"), [(1 << 20, 1), (0, 8)])
+def test_products_that_are_made_anew_in_each_call_are_made_for_several_points(
+    monkeypatch, kept, fewest
+):
+    monkeypatch.setattr("landscapex.engine.compiled._PRODUCT_BYTES", kept)
+    data = (torch.randn(8, 64), torch.randint(4, (8,)))
+    objective = lx.Objective(models.mlp(64, 32, 4), data, "cross_entropy")
+    directions = lx.directions.random(objective).vectors
+    with objective.session() as session:
+        region = choice.Region(np.full(2, -1.0), np.ones(2), 9)
+        session.choose_engine(directions, region, session.values(), wanted="compiled")
+        assert session.choice.compiled.fewest_at_once == fewest
+
+
 def test_class_losses_over_a_size_of_the_batch_are_means_over_samples():
     """A sum over the batch's size: the size of the batch at hand, not of the one exported."""
 

@@ -19,6 +19,8 @@ from landscapex.engine.native import unavailable
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
+    "docs/index.md",
+    "docs/quickstart.md",
     "README.md",
     "docs/guide.md",
     "docs/curvature.md",

@@ -57,7 +57,7 @@ ends.plot()
 #
 # **What it does not mean.** That the network with the small weights is a better or a worse one.
 #
-# Over one run, that with small batches and weight decay, every six epochs:
+# Over one run, that with small batches and weight decay, every six epochs (a step is an epoch):
 
 run = dict(enumerate(runs["32, decay"]))
 lx.weight_histograms({epoch: run[epoch] for epoch in range(0, 31, 6)}, model).plot()

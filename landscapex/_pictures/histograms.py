@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from landscapex.histograms import WeightHistograms
 
+_WIDE = 24  # characters below the right panel
 _NAMED = 5  # checkpoints with a colour and a name each; more are coloured by their steps
 _LAYERS = 6  # with a line each in the panel of norms
 
@@ -75,8 +76,13 @@ def _draw_norms(ax: Axes, found: WeightHistograms) -> None:
             ax.plot(x, found.layer_norms[:, k], color=color, linewidth=1.1, label=name, **style)
     ax.set_ylim(bottom=0)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    if len(found) <= _NAMED:
-        ax.set_xticks(x, found.labels)
+    if len(found) <= _NAMED:  # named models have no order that a line could follow
+        for line in ax.lines:
+            line.set(linestyle="none", marker="o", markersize=5)
+        long = max(map(len, found.labels)) * len(found) > _WIDE
+        turned = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if long else {}
+        ax.set_xticks(x, found.labels, **turned)
+        ax.margins(x=0.2)
     else:
         ax.set_xlabel("step")
     ax.set_ylabel("length of the weights, ‖w‖")

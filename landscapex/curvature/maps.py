@@ -186,7 +186,7 @@ class SpectrumEnds(Losses):
         return (*super().columns, *COLUMNS)
 
     @property
-    def at_once(self) -> int | None:
+    def at_once(self) -> tuple[int, int] | None:
         """One is enough."""
         return None
 

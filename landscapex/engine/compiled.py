@@ -16,6 +16,7 @@ from landscapex.engine.packing import Tiles
 
 _FORMED_BYTES = 64 << 20  # weights of the points of one call, at most
 _NEAR_BYTES = 8 << 20  # of these: they stream through the processor faster than more do
+_FEW_POINTS = 8  # at least, where shared products are made in each call
 _ENOUGH_POINTS = 16  # of one call, among which shared products pay
 _MOST_POINTS = 256  # of one call
 _PRODUCT_BYTES = 256 << 20  # of shared products that are kept from call to call
@@ -122,8 +123,16 @@ class CompiledEngine:
         return [s for d in self.data for s in d.shares]
 
     @property
+    def fewest_at_once(self) -> int:
+        """How many points one call should have, at least: shared products may be made per call."""
+        again = any(
+            s.captured.program(s.lanes).affine_floats(1) and not self._kept(s) for s in self.shares
+        )
+        return min(_FEW_POINTS if again else 1, self.points_at_once)
+
+    @property
     def points_at_once(self) -> int:
-        """How many points one call should have, at least, where there are as many."""
+        """How many points one call should have, at most, where there are as many."""
         floats = max(
             sum(
                 w.size
@@ -174,13 +183,18 @@ class CompiledEngine:
                     columns.append(right / data.counts[m])
         return np.stack(columns, axis=1)
 
+    def _kept(self, share: Share) -> int:
+        """Floats of the shared products that are kept from call to call; 0 if there are none."""
+        program = share.captured.program(share.lanes)
+        size = len(share.tiles.valid) * program.affine_floats(self.num_directions + 1)
+        return int(size) if 4 * size <= _PRODUCT_BYTES else 0
+
     def _sums(self, share: Share, points: np.ndarray) -> np.ndarray:
         program = share.captured.program(share.lanes)
         ready = id(share) in self._products
         if not ready:
-            size = len(share.tiles.valid) * program.affine_floats(self.num_directions + 1)
-            fits = 0 < 4 * size <= _PRODUCT_BYTES
-            self._products[id(share)] = np.empty(size, np.float32) if fits else None
+            size = self._kept(share)
+            self._products[id(share)] = np.empty(size, np.float32) if size else None
         sums, _ = program.run(
             share.tiles.valid, share.tiles.owner, list(share.tiles.inputs), points,
             self.weights(share.captured, points), threads(),

@@ -36,7 +36,7 @@ class Workspace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        unwanted = shutil.ignore_patterns("__pycache__", "emulation", "native")
+        unwanted = shutil.ignore_patterns("__pycache__", "emulation")
         for name in ("landscapex", "tests"):
             shutil.copytree(ROOT / name, folder / name, ignore=unwanted)
         shutil.copy(ROOT / "pyproject.toml", folder)
