@@ -80,7 +80,9 @@ def _draw_norms(ax: Axes, found: WeightHistograms) -> None:
         for line in ax.lines:
             line.set(linestyle="none", marker="o", markersize=5)
         long = max(map(len, found.labels)) * len(found) > _WIDE
-        turned = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if long else {}
+        turned: dict[str, Any] = (
+            {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if long else {}
+        )
         ax.set_xticks(x, found.labels, **turned)
         ax.margins(x=0.2)
     else:

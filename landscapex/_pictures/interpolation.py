@@ -170,6 +170,6 @@ def _draw_close(
     if low < high and ax.get_yscale() == "linear":
         room = _ROOM * (high - low)
         ax.set_ylim(low - room, high + room)
-    for line in ax.lines:  # marks of what lies outside
-        line.set_clip_on(True)
+    for mark in ax.lines:  # marks of what lies outside
+        mark.set_clip_on(True)
     ax.set_xlabel(f"{GREEK['alpha']} from {number_text(part[0])} to {number_text(part[1])}")
