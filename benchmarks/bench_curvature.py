@@ -178,7 +178,7 @@ def test_lanczos_beside_its_products(benchmark, capsys, data_folder, name, size)
             assert watched.products == STEPS
         return found
 
-    found = benchmark.pedantic(measure, rounds=3, warmup_rounds=1)
+    found = benchmark.pedantic(measure, rounds=2)
     benchmark.extra_info.update(
         curvature="lanczos", of=name, size=size, **describe(task, contenders=found)
     )

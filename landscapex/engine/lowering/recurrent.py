@@ -23,6 +23,7 @@ from landscapex.engine.steps import (
     NONE,
     Activation,
     Contract,
+    Grid,
     GruCell,
     LstmCell,
     Map,
@@ -138,12 +139,17 @@ def _cell(low: Lowering, name: str, params: Sequence[Any], *, biases: bool) -> _
     return _Cell(name, _matrix(low, w[0], b), _matrix(low, w[1]), projection)
 
 
+def _inputs_grid(low: Lowering, cell: _Cell, x: Lanes) -> Grid:
+    """What the inputs' part of ``x [T, N, R]`` depends on."""
+    return grid_of(low, x, cell.of_input.taps, x.shape[0] * x.shape[1] * cell.of_input.outputs)
+
+
 def _inputs_part(low: Lowering, cell: _Cell, x: Lanes) -> Lanes:
     """``[T, N, M]`` for all time steps ``x [T, N, R]`` at once."""
     steps, rows, _ = x.shape
+    grid = _inputs_grid(low, cell, x)
     x = _readable(low, low.moved(x, x.index.reshape(steps * rows, -1)))
     outputs = cell.of_input.outputs
-    grid = grid_of(low, x, cell.of_input.taps, steps * rows * outputs)
     out = low.new((steps * rows, outputs), grid, "gates")
     _contract(low, x, cell.of_input, out)
     return low.moved(out, out.index.view(steps, rows, outputs))
@@ -237,10 +243,16 @@ def _unrolled(
     low: Lowering, cell: _Cell, x: Lanes, state: _State, out: Lanes, *, backward: bool
 ) -> _State:
     """All time steps ``x [T, N, R]`` of one layer and direction, into ``out [T, N, width]``."""
-    part = _inputs_part(low, cell, x)
+    # what every point computes anew stays in the cache if it is computed step by step
+    together = _inputs_grid(low, cell, x) is not Grid.FULL
+    part = _inputs_part(low, cell, x) if together else None
     times = range(x.shape[0])
     for t in reversed(times) if backward else times:
-        here = low.moved(part, part.index[t])
+        if part is not None:
+            here = low.moved(part, part.index[t])
+        else:
+            alone = _inputs_part(low, cell, low.moved(x, x.index[t : t + 1]))
+            here = low.moved(alone, alone.index[0])
         state = _step(low, cell, here, state, low.moved(out, out.index[t]))
     return state
 
