@@ -125,7 +125,12 @@ def surface(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random directions.")] = 0,
     directions: Annotated[
-        str, typer.Option(metavar="random|FILE", help="FILE: written by Directions.save.")
+        str,
+        typer.Option(
+            metavar="random|hessian|FILE",
+            help="hessian: eigenvectors of the largest eigenvalues. FILE: written by "
+            "Directions.save.",
+        ),
     ] = "random",
     out: Annotated[Path, typer.Option(help="Result to write (NetCDF).")] = Path("surface.nc"),
     resume: Annotated[
@@ -155,7 +160,8 @@ def surface(
 
             checkpoints.load(model, checkpoint)
         objective = lx.Objective(model, data, loss, bn=bn.value, metrics=tuple(metric or ()))
-        chosen = "random" if directions == "random" else lx.Directions.load(directions)
+        named = directions in ("random", "hessian")
+        chosen = directions if named else lx.Directions.load(directions)
         result = lx.surface(
             objective,
             directions=chosen,

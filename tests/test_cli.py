@@ -150,6 +150,12 @@ def test_surface_takes_a_checkpoint_and_a_batch_norm_mode(command, folder):
     assert lx.open("surface.nc").equals(lx.surface(objective, points=3, progress=False))
 
 
+def test_surface_takes_eigenvectors(command):
+    command("surface", "train:build", "--points", 3, "--directions", "hessian")
+    found = lx.open("surface.nc")
+    assert [a.label.startswith("eigenvector") for a in found.axes] == [True, True]
+
+
 def test_surface_takes_saved_directions(command):
     train = user_module()
     objective = lx.Objective(*train.build())
