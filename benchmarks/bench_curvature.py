@@ -51,7 +51,7 @@ import real_data
 LONG = 3600  # seconds
 # workload -> samples, in equal batches: hessian-eigenthings is wrong on others
 SAMPLES = {"quick": {"W1": 32, "W2": 32, "W3": 16}, "full": {"W1": 2048, "W2": 1024, "W3": 128}}
-BATCH = {"quick": 16, "full": 64}
+BATCH = {"quick": dict.fromkeys(("W1", "W2", "W3"), 16), "full": {"W1": 128, "W2": 128, "W3": 64}}
 STEPS = 20  # of Lanczos
 TOLERANCE = 1e-4  # of residuals, in units of the largest eigenvalue
 
@@ -66,7 +66,7 @@ def one_thread() -> Iterator[None]:
 
 def make_task(name: str, size: str, folder: Path) -> Task:
     workload = workloads.make(name, size, folder)
-    samples, batch = SAMPLES[size][name], BATCH[size]
+    samples, batch = SAMPLES[size][name], BATCH[size][name]
     x, y = workload.inputs[:samples], workload.labels[:samples]
     if len(y) < samples:
         x, y = (t.repeat(-(-samples // len(y)), *[1] * (t.ndim - 1))[:samples] for t in (x, y))

@@ -7,46 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.metadata
-import importlib.util
 import io
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
-import pytest
 import torch
+from pinned import skip_unless_installed, stand_ins
 from torch import Tensor, nn
 
-PINS = Path(__file__).parents[1] / ".ci" / "oracles.txt"
 # landscaper imports these for its pictures and merge trees; nothing here calls them.
 _PICTURES = ("coloraide", "drawsvg", "gudhi", "nglpy", "topopy")
 
+skip_unless_installed("loss-landscapes", "landscaper")
 
-def _skip_unless_installed(name: str) -> None:
-    """Skip the file that is being imported unless the pinned version is there."""
-    pins = dict(line.strip().split("==") for line in PINS.read_text().splitlines() if "==" in line)
-    try:
-        found = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        found = None
-    if found != pins[name]:
-        pytest.skip(
-            f"needs the other tools: {name} {pins[name]}, found {found} "
-            "(pip install --no-deps -r .ci/oracles.txt)",
-            allow_module_level=True,
-        )
-
-
-_skip_unless_installed("loss-landscapes")
-_skip_unless_installed("landscaper")
-
-_absent = [name for name in _PICTURES if importlib.util.find_spec(name) is None]
-sys.modules.update((name, mock.MagicMock()) for name in _absent)
-try:
+with stand_ins(*_PICTURES):
     import landscaper
     import loss_landscapes
     from landscaper import compute as landscaper_compute
@@ -54,9 +29,6 @@ try:
     from loss_landscapes.metrics import metric as loss_landscapes_metric
     from loss_landscapes.metrics import sl_metrics as loss_landscapes_metrics
     from loss_landscapes.model_interface import model_parameters as loss_landscapes_parameters
-finally:
-    for _name in _absent:  # only these: a module imported meanwhile must not be imported twice
-        del sys.modules[_name]
 
 __all__ = [
     "Function",
