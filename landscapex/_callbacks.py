@@ -93,6 +93,10 @@ class _Lightning(_Hooks):
         if getattr(trainer, "is_global_zero", True):
             self.recorder.close()
 
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        # gives the folder free: a notebook goes on after Ctrl-C, and may record there again
+        self.recorder.__exit__(type(exception), exception, None)
+
     def _record(self, trainer: Any, loss: Any) -> None:
         optimizers = getattr(trainer, "optimizers", None) or []
         rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]

@@ -255,6 +255,8 @@ def fit(rows: Rows, vectors: Tensor, origin: int) -> Fit:
         moved = block - block[origin]
         squares[0] += (moved - coordinates @ d).square().sum(1)
         squares[1] += moved.square().sum(1)
+    lost = ~torch.isfinite(squares[1])
+    coordinates[lost] = squares[:, lost] = math.nan
     return Fit(coordinates.numpy(), *(s.sqrt().numpy() for s in squares))
 
 

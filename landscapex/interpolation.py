@@ -192,6 +192,8 @@ class _Between(Losses):
         if len(self._companions):
             session.snapshot.also(self._companions.targets)
             session.snapshot.accompany(self._companions.follow)
+            # now, before an evaluation changes the buffers that every point starts from
+            session.snapshot.move(session.center, session.center[None][:0], [])
 
     @property
     def fingerprint(self) -> Mapping[str, str]:

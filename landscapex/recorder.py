@@ -155,7 +155,7 @@ class Recorder:
         """
         step = _whole(step)
         fields = {"epoch": epoch, "lr": self._rates(lr), "loss": loss, **values}
-        fields = {name: _plain(name, value) for name, value in fields.items()}
+        fields = {name: _held(name, value) for name, value in fields.items()}
         if not _writes():
             return False
         self._pending = None
@@ -217,10 +217,15 @@ class Recorder:
         check_output(self._index)
         if self._index.is_file():
             self._records, _ = runs.read_index(self.folder)
-        if self._records and self._resume is False:
+        if self._resume is False:
+            self._refuse_more(self._records, than=0)
+
+    def _refuse_more(self, records: list[dict[str, Any]], *, than: int) -> None:
+        """Leave a run alone that holds checkpoints of others."""
+        if len(records) > than:
             raise OutputError(
-                f"{self.folder} holds a run of {len(self._records)} checkpoints, the last of step "
-                f"{self._records[-1]['step']}: pass resume=True to go on with it, resume=STEP to "
+                f"{self.folder} holds a run of {len(records)} checkpoints, the last of step "
+                f"{records[-1]['step']}: pass resume=True to go on with it, resume=STEP to "
                 "drop what came after that step, or take another folder."
             )
 
@@ -230,9 +235,19 @@ class Recorder:
             return
         self._lock = FileLock(self._index.with_name(f"{runs.INDEX}.lock"), self.folder)
         weakref.finalize(self, self._lock.release)
+        try:
+            self._tidy()
+        except BaseException:
+            self._release()  # so that the next call looks again
+            raise
+
+    def _tidy(self) -> None:
         if not self._index.is_file():
             return
-        self._records, size = runs.read_index(self.folder)
+        records, size = runs.read_index(self.folder)
+        if self._resume is False:  # somebody may have come before us since we looked
+            self._refuse_more(records, than=len(self._records))
+        self._records = records
         if not isinstance(self._resume, bool):
             self._drop_after(self._resume)
             self._resume = True
@@ -256,6 +271,7 @@ class Recorder:
             self._lock = None
 
     def _record(self, step: int, fields: dict[str, Any]) -> bool:
+        fields = {name: _plain(name, value) for name, value in fields.items()}
         self._open()
         state = _state_of(self._model)
         self._check_layout(state)
@@ -379,6 +395,15 @@ def _whole(step: Any) -> int:
     if step < 0:
         raise ArgumentError(f"`step` must be at least 0, got {step}.")
     return int(step)
+
+
+def _held(name: str, value: Any) -> Any:
+    """What `_plain` makes a number of, later: to ask a device for it makes the training wait."""
+    if isinstance(value, list):
+        return [_held(name, v) for v in value]
+    if isinstance(value, Tensor) and value.device.type != "cpu" and value.numel() == 1:
+        return value.detach().clone()
+    return _plain(name, value)
 
 
 def _plain(name: str, value: Any) -> Any:

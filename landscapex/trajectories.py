@@ -171,7 +171,7 @@ def _look(rows: Rows, objective: Objective | nn.Module, origin: int, progress: b
     for t in _watched(len(rows), progress):
         flat, state = rows.read(t)
         if t == origin:
-            look.center, look.origin_flat = _copy(state), flat
+            look.center, look.origin_flat = _copy(state, rows.space), flat
         missing = buffers if isinstance(state, Tensor) else buffers - set(state)
         look.missing += sorted(missing - set(look.missing))
         look.finite[t] = bool(torch.isfinite(flat).all())
@@ -224,10 +224,14 @@ def _watched(count: int, progress: bool) -> Iterator[int]:
     return iter(tqdm(range(count), unit="checkpoint", disable=hidden, delay=0.5, desc="trajectory"))
 
 
-def _copy(state: State) -> State:
+def _copy(state: State, space: ParameterSpace) -> State:
     if isinstance(state, Tensor):
         return state.detach().cpu().clone()
-    return {n: t.detach().cpu().clone() for n, t in state.items()}
+    copied = {n: t.detach().cpu().clone() for n, t in state.items()}
+    for e in space.entries:  # a file may know a tied parameter by another of its names only
+        if e.name not in copied:
+            copied[e.name] = next(copied[n] for n in e.aliases if n in copied)
+    return copied
 
 
 def _space_of(objective: Objective | nn.Module) -> ParameterSpace:

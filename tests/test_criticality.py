@@ -288,6 +288,14 @@ def test_a_direction_that_is_left_already_takes_no_time():
     assert (len(bowl.times), bowl.first) == (0, math.inf)
 
 
+def test_a_flat_direction_is_no_way_down_because_of_rounding():
+    """Its critical point would be 1e14 away: left behind already, in no time."""
+    flow = criticality.gradient_flow(np.array([1e-3, 1e-3, 1.0]), np.diag([-3.0, -1e-17, 2.0]))
+    found = flow.escape_times(1.0)
+    assert found.curvatures.tolist() == pytest.approx([-3.0], rel=1e-12)
+    assert found.first == pytest.approx(math.log(3e3) / 3, rel=1e-9)
+
+
 # --- Kinds of points -----------------------------------------------------------------------------
 
 KINDS = {
@@ -306,6 +314,15 @@ def test_kinds_of_critical_points_from_the_whole_matrix(name):
     assert (found.kind, found.index, found.index_is_exact) == (kind, index, True)
     assert found.smallest == pytest.approx(min(values), abs=1e-12)
     assert found.largest == pytest.approx(max(values), abs=1e-12)
+
+
+def test_an_eigenvalue_that_is_rounding_of_the_matrix_has_no_sign():
+    valley = symmetric(6, 2, [0.0, 0.0, 3.0, 4.0, 5.0, 6.0]).astype(np.float32)
+    for matrix in (valley, torch.from_numpy(valley)):
+        found = criticality.classify_critical_point(np.zeros(6), matrix)
+        assert (found.kind, found.index) == ("undecided", 0)
+    whole = torch.tensor([[0, -1], [-1, 0]])
+    assert criticality.classify_critical_point(torch.zeros(2), whole).kind == "saddle"
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -83,7 +83,8 @@ def classes() -> dict[str, Any]:
     """All public classes of the package by their short names."""
     found = {}
     for info in pkgutil.walk_packages(lx.__path__, "landscapex."):
-        if info.name.rpartition(".")[2] not in ("__main__", "_C_cpu", "_C_cuda", "_program"):
+        name = info.name.rpartition(".")[2]
+        if name not in ("__main__", "_program") and not name.startswith("_C_"):  # libraries
             module = importlib.import_module(info.name)
             found |= {
                 name: thing

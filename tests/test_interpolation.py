@@ -221,6 +221,24 @@ def test_trap_16_buffers_follow_and_counters_are_those_of_the_nearer_end():
     assert "1 further tensor (count) copied" in str(line.provenance["interpolation"])
 
 
+def test_every_point_starts_from_the_buffers_of_the_line_whatever_an_evaluation_did():
+    class Counting(nn.Module):
+        def __init__(self, shift):
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor([shift]))
+            self.register_buffer("shift", torch.tensor([shift]))
+            self.register_buffer("calls", torch.zeros(()))
+
+    def read(m, _):
+        m.calls += 1
+        return m.w[0] + m.shift[0] + 100 * m.calls
+
+    a, b = Counting(1.0), Counting(2.0)
+    line = between(lx.Objective(a, None, read, check=False), b, None, None)
+    assert line.loss[0] == line.center_loss
+    assert a.calls == 0
+
+
 @pytest.mark.parametrize("bn", ["recompute", "batch"])
 def test_trap_38_statistics_are_recomputed_at_every_point(bn):
     a, b, data, loss = two("conv")

@@ -141,6 +141,17 @@ def test_trap_31_a_closed_space_is_left_by_a_random_vector(dtype, scale):
     torch.testing.assert_close(v @ v.T, torch.eye(4, dtype=DOUBLE), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("block", [2, 3])
+@pytest.mark.parametrize("value", [0.0, 7.0])
+def test_trap_31_a_block_whose_products_add_nothing(value, block):
+    """Zero and the identity: the first product is none or all in the span; the others wait."""
+    matrix = value * torch.eye(20, dtype=DOUBLE)
+    found = eigenpairs(operator_of(matrix), 4, block=block)
+    np.testing.assert_allclose(found.values, value, rtol=1e-13)
+    assert found.converged.all()
+    check_pairs(matrix, found)
+
+
 def test_trap_31_a_closed_space_is_not_taken_for_the_whole():
     """From one start vector the space of (10, 10, 10, 1, ..., 1) closes after two steps."""
     matrix = rotated(np.r_[10, 10, 10, np.ones(57)])

@@ -307,6 +307,17 @@ def test_fault_06_two_recorders_do_not_share_a_folder(tmp_path):
     assert steps_in(tmp_path) == [0]
 
 
+def test_a_run_that_appeared_meanwhile_is_not_touched(tmp_path):
+    first, second = Recorder(tmp_path, network()), Recorder(tmp_path, network())
+    first(0)
+    first.close()
+    for _ in range(2):  # also when asked again
+        with pytest.raises(OutputError, match="holds a run of 1 checkpoints, the last of step 0"):
+            second(1)
+    assert steps_in(tmp_path) == [0]
+    assert first(1)  # its own run goes on
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
@@ -575,6 +586,17 @@ def test_lightning_callback_writes_on_the_first_process_only(tmp_path):
     record = Recorder(tmp_path, model)
     LightningTrainer(model, record.lightning(), is_global_zero=False).fit(1, 2)
     assert not list(tmp_path.iterdir())
+
+
+def test_lightning_callback_gives_the_folder_free_when_training_fails(tmp_path):
+    model = network()
+    record = Recorder(tmp_path, model, every=4)
+    trainer = LightningTrainer(model, record.lightning())
+    trainer.call("on_train_start")
+    assert list(tmp_path.glob("*.lock"))
+    trainer.call("on_exception", KeyboardInterrupt())
+    assert not list(tmp_path.glob("*.lock"))
+    assert steps_in(tmp_path) == [0]
 
 
 class TransformersTrainer:

@@ -17,7 +17,12 @@ from landscapex.curvature.estimates import Estimate, quantile
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.curvature.sketch import leave_one_out
 from landscapex.curvature.trace import trace
-from landscapex.errors import ArgumentError, ArgumentTypeError, LandscapexWarning
+from landscapex.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    LandscapexWarning,
+    NonFiniteProductError,
+)
 
 HARMONIC = 4.965479278945517  # sum of 1/i, i = 1 ... 80
 SPECTRA = {
@@ -334,8 +339,8 @@ def test_float32_operators_lose_no_more_than_their_products():
             "`products` must be at least 4, got 3",
         ),
         ({"products": 2.5}, ArgumentTypeError, r"`products` must be a whole number, got 2\.5\."),
-        ({"tol": 0.0}, ArgumentError, r"`tol` must be above 0, got 0\.0\."),
-        ({"tol": math.nan}, ArgumentError, r"`tol` must be above 0, got nan\."),
+        ({"tol": 0.0}, ArgumentError, r"`tol` must be a finite number above 0, got 0\.0\."),
+        ({"tol": math.nan}, ArgumentError, r"`tol` must be a finite number above 0, got nan\."),
         ({"seed": None}, ArgumentTypeError, r"`seed` must be a whole number, got None\."),
     ],
 )
@@ -349,7 +354,7 @@ def test_bad_arguments_are_refused_before_any_product(arguments, error, message)
 def test_products_that_are_not_finite_are_an_error():
     operator = SymmetricOperator(lambda v: v * math.inf, 100, torch.float32)
     for method in METHODS:
-        with pytest.raises(ArgumentError, match="must give finite products, got NaN or infinity"):
+        with pytest.raises(NonFiniteProductError, match="must give finite products, got NaN"):
             trace(operator, method=method)
 
 

@@ -347,6 +347,7 @@ def test_trap_22_tied_weights_count_once_in_distances(tmp_path):
     one = [{"head.weight": s["head.weight"].clone()} for s in states]
     again = trajectory(one, Tied(), progress=False)
     np.testing.assert_array_equal(again.coordinates, made.coordinates)
+    assert again.project(made.center).distance == 0
 
 
 def test_a_straight_line_has_one_component():
@@ -397,6 +398,16 @@ def test_a_checkpoint_that_is_not_finite_is_reported_and_left_out():
     assert np.isfinite(made.span).all()
     with pytest.raises(NonFiniteCenterError, match=r"origin .* must be finite, but checkpoint 2"):
         trajectory(list(points), objective, origin=2, progress=False)
+
+
+def test_an_infinite_checkpoint_has_no_coordinates_either():
+    points = curve()
+    points[3, 5] = torch.inf
+    with pytest.warns(LandscapexWarning, match="checkpoint 3 has NaN or infinity"):
+        made = trajectory(list(points), linear())
+    for values in (made.coordinates, made.residuals, made.distances):
+        assert np.isnan(values[3]).all()
+        assert np.isfinite(np.delete(values, 3, axis=0)).all()
 
 
 def test_statistics_that_are_not_finite_cost_the_loss_alone():

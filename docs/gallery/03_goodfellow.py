@@ -94,7 +94,7 @@ title = "From initial to trained weights"
 lx.plot.line(*lines.values(), labels=list(lines), scale="log", title=title)
 
 # %%
-# **What is seen.** Every line falls, but for the sigmoid network all the way. On this scale its
+# **What is seen.** Every line but that of the sigmoid network falls all the way. On this scale the
 # exception is hardly to be seen. A closer look at the first quarter, on a scale of its own: on the
 # way down, the loss rises a little once.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from landscapex._arrays import read_only
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SERIES = 1e-6  # |x| below which (1 - exp(-x)) / x is taken from its series
-_FLAT = 100  # of rounding: a curvature below this is none, for Newton's step
+_FLAT = 100  # of rounding: a curvature below this is none
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -145,6 +145,13 @@ class GradientFlow:
         return out
 
     @property
+    def _steep(self) -> NDArray[np.bool_]:
+        """Which curvatures are more than rounding: along the others nothing pulls or pushes."""
+        rounding = _FLAT * torch.finfo(self.vectors.dtype).eps
+        steep: NDArray[np.bool_] = np.abs(self.values) > rounding * np.abs(self.values).max()
+        return steep
+
+    @property
     def stable_learning_rate(self) -> float:
         """Twice the inverse of the largest curvature; infinite if none is above 0."""
         return 2 / self.values[-1] if self.values[-1] > 0 else math.inf
@@ -155,8 +162,7 @@ class GradientFlow:
         Returns:
             The step, and what it leads to.
         """
-        rounding = _FLAT * torch.finfo(self.vectors.dtype).eps
-        steep = np.abs(self.values) > rounding * np.abs(self.values).max()
+        steep = self._steep
         c = np.where(steep, -self.slopes / np.where(steep, self.values, 1.0), 0.0)
         return NewtonStep(
             self.displacement(c),
@@ -182,13 +188,13 @@ class GradientFlow:
                 component grows.
 
         Returns:
-            One row per negative curvature, the fastest first.
+            One row per negative curvature beyond rounding, the fastest first.
 
         Raises:
             ArgumentError: If an argument is not above 0.
         """
         check_positive("size", size)
-        down = np.flatnonzero(self.values < 0)
+        down = np.flatnonzero((self.values < 0) & self._steep)
         values = self.values[down]
         begin = np.abs(self.slopes[down] / values)
         if start is not None:

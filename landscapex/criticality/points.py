@@ -135,10 +135,10 @@ class _Spectrum:
 
 def _spectrum(given: Eigenpairs | Tensor | np.ndarray, size: int) -> _Spectrum:
     if not isinstance(given, Eigenpairs):
-        dtype = given.dtype if isinstance(given, Tensor) else None
         values: Array = np.linalg.eigvalsh(matrix(given, size)).astype(np.float64)
+        dtype = torch.as_tensor(given).dtype
         scale = float(np.abs(values).max())
-        eps = torch.finfo(dtype).eps if dtype is not None else float(np.finfo(np.float64).eps)
+        eps = torch.finfo(dtype if dtype.is_floating_point else torch.float64).eps
         return _Spectrum(
             values, np.zeros(size), size, True, True, True, scale, max(size, 10) * eps * scale
         )

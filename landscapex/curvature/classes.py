@@ -28,6 +28,7 @@ from landscapex.errors import ArgumentError, LossError
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
 
 _MOST = 8 << 30  # bytes of averaged gradients, one for every two classes
+_ROUNDING = 1e-12  # of the largest eigenvalue: one below has no vector, but what rounding left
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -115,7 +116,7 @@ class ClassDecomposition:
         Raises:
             ArgumentError: If there are not as many eigenvalues above zero.
         """
-        most = int((self.class_eigenvalues > 0).sum())
+        most = int((self.class_eigenvalues > _ROUNDING * self.class_eigenvalues[0]).sum())
         if not 1 <= n <= most:
             raise ArgumentError(f"`n` must be from 1 to {most}, got {n}.")
         roots = self.class_means.new_tensor(_between_weights(self.weights)).sqrt()

@@ -295,7 +295,8 @@ class SpectralDensity:
 
         Returns:
             The mean over probes, with the standard error of a quadratic form of a random unit
-            vector, ``sqrt(2 (mu_2k - mu_k^2) / ((P + 2) probes))``.
+            vector, ``sqrt(2 (mu_2k - mu_k^2) / ((P + 2) probes))``. Where 2 k is above
+            ``2 steps - 1``, the quadrature gives mu_2k, and with it the error, a little too small.
 
         Raises:
             ArgumentError: If `k` is too small or too large for the number of steps.

@@ -103,7 +103,7 @@ class Krylov:
             self.basis.append(left)
             self.matrix[n, j] = self.matrix[j, n] = left
         self.done += 1
-        if self.basis.count > self.done + 1:
+        if n > self.done:  # whether or not this product has added a row
             return math.inf
         return 0.0 if self.closed else left / self.longest
 

@@ -101,7 +101,7 @@ class SymmetricOperator:
                 "infinity." if other.is_floating_point() else
                 f"the other factor must hold floating-point numbers, got {other.dtype}."
             )  # fmt: skip
-        columns = other.to(self.device, self.dtype).reshape(self.size, -1)
+        columns = other.detach().to(self.device, self.dtype).reshape(self.size, -1)
         made = torch.stack([self.apply(column.contiguous()) for column in columns.T])
         return made.T.reshape(other.shape).to(other.device, other.dtype)
 

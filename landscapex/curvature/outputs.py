@@ -145,7 +145,7 @@ class OutputLoss:
             return (1 - smoothing) * (target * weight.view(shape)).sum(self.axis) + spread
         ignored = self._options.get("ignore_index")
         valid = target != (-100 if ignored is None else ignored)
-        own = weight[torch.where(valid, target, 0)]
+        own = weight[torch.where(valid, target, 0).long()]  # bytes would be a mask
         return ((1 - smoothing) * own + spread) * valid
 
     def given_scores(self) -> Tensor:
@@ -272,4 +272,4 @@ def indicator(labels: Tensor, like: Tensor, axis: int) -> Tensor:
     Returns:
         A tensor like the scores.
     """
-    return torch.zeros_like(like).scatter_(axis, labels.unsqueeze(axis), 1)
+    return torch.zeros_like(like).scatter_(axis, labels.long().unsqueeze(axis), 1)

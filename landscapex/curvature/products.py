@@ -17,7 +17,7 @@ from landscapex.batches import _free_host_memory
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.curvature.linearized import Builder, Built, HessianBuilder, Linearized, Parts
 from landscapex.curvature.soundness import asymmetry, check_graph
-from landscapex.curvature.standing import Standing, twice_differentiable, widened
+from landscapex.curvature.standing import Standing, own_arithmetic, twice_differentiable, widened
 from landscapex.engine.eager import batch_norms
 from landscapex.errors import EmptyDataError
 from landscapex.guard import common_draws, exclusive
@@ -175,8 +175,9 @@ class Linearization:
             use: Must not keep the linearisation.
         """
         if self.kept == self.batches:
-            for b, term in self._terms.items():
-                use(self._shares[b], term)
+            with own_arithmetic(self._precision, self.space.device):
+                for b, term in self._terms.items():
+                    use(self._shares[b], term)
             return
         with self._held(), self._prepared(), self._draws():
             for b, batch in enumerate(self._batches):

@@ -183,8 +183,7 @@ def twice_differentiable(
     recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(precision_context(arithmetic(precision), device))
+        stack.enter_context(own_arithmetic(precision, device))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if recurrent:
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
@@ -201,6 +200,27 @@ def twice_differentiable(
 def arithmetic(precision: str) -> str:
     """The precision that derivatives are taken in, for one of an objective."""
     return "fp32" if precision == "bf16" else precision
+
+
+@contextlib.contextmanager
+def own_arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """No autocast, and the precision of the objective, whatever the caller has switched on.
+
+    A backward pass follows the switches of its own time, not those under which its graph was made:
+    products with graphs that are kept need this, too.
+
+    Args:
+        precision: Of the objective; ``"bf16"`` counts as ``"fp32"``.
+        device: Of the model.
+
+    Yields:
+        Nothing.
+    """
+    with (
+        torch.autocast(device.type, enabled=False),
+        precision_context(arithmetic(precision), device),
+    ):
+        yield
 
 
 @contextlib.contextmanager

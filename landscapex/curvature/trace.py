@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landscapex._numbers import check_positive
 from landscapex.curvature import draws
 from landscapex.curvature.estimates import Estimate, Products, check_count, dot, standard_error
 from landscapex.curvature.linear import SymmetricOperator
@@ -93,8 +94,7 @@ def trace(
         raise ArgumentError(f"`method` must be one of {', '.join(_LEAST)}, got {method!r}.")
     budget = check_count("products", products, min(_LEAST[method], operator.size))
     draws.check_seed(seed)
-    if tol is not None and not 0 < tol < math.inf:
-        raise ArgumentError(f"`tol` must be above 0, got {tol}.")
+    tol = None if tol is None else check_positive("tol", tol)
     if method == "auto":
         method = _chosen(operator, budget)
     exact = budget >= operator.size

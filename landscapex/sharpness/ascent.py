@@ -291,14 +291,15 @@ def _groups(session: Session, m: int | None, seed: int) -> list[Batch]:
     count = data.num_samples
     if m > count:
         raise ArgumentError(f"`m` must be at most {count}, the number of samples, got {m}.")
-    order = torch.tensor(_order(count, f"{seed}/m-sharpness/samples"), device=session.space.device)
+    # on the CPU: an index there serves data on every device
+    order = torch.tensor(_order(count, f"{seed}/m-sharpness/samples"), device="cpu")
     dealt = map_leaves(data.head(count), lambda leaf: leaf[order])
     return list(regrouped([dealt], [count], m))
 
 
 def _order(count: int, stream: str) -> list[int]:
     """A random order, the same in every version of torch and NumPy."""
-    keys = torch.empty(count, dtype=torch.float64)
+    keys = torch.empty(count, dtype=torch.float64, device="cpu")
     gaussian_(keys, stream)
     found: list[int] = torch.argsort(keys, stable=True).tolist()
     return found

@@ -172,7 +172,7 @@ class _Climb:
 
 def _uniform(size: int, seed: int) -> np.ndarray:
     """Independent entries in (-1, 1)."""
-    normal = torch.empty(size, dtype=torch.float64)
+    normal = torch.empty(size, dtype=torch.float64, device="cpu")
     gaussian_(normal, f"{seed}/keskar/start")
     found: np.ndarray = torch.special.erf(normal / math.sqrt(2)).numpy()
     return found

@@ -222,6 +222,6 @@ class Chain:
 
 def _uniform(name: str, number: int) -> float:
     """One of the numbers between 0 and 1 that belong to a name."""
-    drawn = torch.empty(1, dtype=torch.float64)
+    drawn = torch.empty(1, dtype=torch.float64, device="cpu")
     gaussian_(drawn, f"{name}/accept/{number}")
     return float(0.5 * (1 + math.erf(float(drawn) / math.sqrt(2))))
