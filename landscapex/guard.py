@@ -74,6 +74,18 @@ def _lock_of(model: nn.Module) -> _ModelLock:
         return _locks.setdefault(model, _ModelLock())
 
 
+def is_held(model: nn.Module) -> bool:
+    """Whether this thread holds the model's lock.
+
+    Args:
+        model: Without wrappers.
+
+    Returns:
+        False too if another thread holds it.
+    """
+    return _lock_of(model).owner == threading.get_ident()
+
+
 @contextlib.contextmanager
 def exclusive(space: ParameterSpace) -> Iterator[Snapshot]:
     """Hold the model's lock; restore the model at the end, whatever happens.

@@ -339,6 +339,7 @@ def step_in(path: Path) -> int | None:
         (120, 20)
     """
     stem = path.stem if path.suffix in checkpoints.SUFFIXES else path.name
+    stem = re.sub(r"-v\d+$", "", stem)  # Lightning's mark of a name that was taken
     for pattern in (*_STEPS, _EPOCH, r".*?(\d+)\D*$"):
         if found := re.search(pattern, stem, re.IGNORECASE):
             return int(found[1])

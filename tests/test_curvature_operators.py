@@ -166,6 +166,7 @@ def test_weight_decay_is_part_of_hessian_and_gauss_newton_but_not_of_fisher_matr
         close(decayed @ v, (plain @ v) + more, 1e-13)
         theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
         close(decayed.gradient, plain.gradient + 0.3 * theta, 1e-13)
+        assert decayed.loss == pytest.approx(plain.loss + 0.15 * float(theta @ theta), rel=1e-12)
     assert decayed.provenance["weight_decay"] == 0.0
 
 
@@ -475,6 +476,27 @@ def test_trap_24_products_in_two_threads():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_trap_24_a_product_in_another_thread_waits_for_the_session():
+    """The session is open, but not in that thread."""
+    model, x, y = classifier(40)
+    objective = lx.Objective(model, split(x, y, [20, 20]), "cross_entropy")
+    order = []
+    with objective.session() as session:
+        operator = linearize(session, memory=0)
+        v = probe(operator)
+        expected = operator.apply(v)
+
+        def work():
+            order.append("product" if torch.equal(operator.apply(v), expected) else "wrong")
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        time.sleep(0.2)
+        order.append("session")
+    thread.join()
+    assert order == ["session", "product"]
 
 
 def test_products_inside_and_after_a_session():

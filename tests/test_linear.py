@@ -29,6 +29,7 @@ def test_products_with_vectors_and_columns_keep_their_kind(matrix):
     assert operator.products == 4
     single = operator @ columns.float()
     assert single.dtype == torch.float32
+    assert (operator @ columns[:, :0]).shape == (6, 0)
     made = operator @ columns.numpy()
     assert isinstance(made, np.ndarray)
     np.testing.assert_allclose(made, (matrix @ columns).numpy())

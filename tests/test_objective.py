@@ -540,9 +540,10 @@ def test_fault_16_without_the_check_every_point_sees_the_same_draws(model, loss)
     x = torch.linspace(-1, 1, 12).view(4, 3)
     objective = lx.Objective(model, [(x, torch.zeros(4, 1))], loss, check=False)
     torch.manual_seed(1)
-    first = lx.surface(objective, points=3, progress=False)
+    first, slope = lx.surface(objective, points=3, progress=False), objective.gradient()
     torch.manual_seed(2)
     assert lx.surface(objective, points=3, progress=False).equals(first)
+    assert torch.equal(objective.gradient(), slope)
     assert first.loss[1, 1] == objective.loss()
 
 

@@ -52,6 +52,8 @@ def values_of(run):
         ("step-000000012.safetensors", 12),
         ("Step12.pt", 12),
         ("best.pt", None),
+        ("last-v1.ckpt", None),
+        ("epoch=3-step=120-v2.ckpt", 120),
     ],
 )
 def test_steps_are_read_from_names(name, step):

@@ -102,6 +102,8 @@ class SymmetricOperator:
                 f"the other factor must hold floating-point numbers, got {other.dtype}."
             )  # fmt: skip
         columns = other.detach().to(self.device, self.dtype).reshape(self.size, -1)
+        if not columns.shape[1]:
+            return torch.empty_like(other)
         made = torch.stack([self.apply(column.contiguous()) for column in columns.T])
         return made.T.reshape(other.shape).to(other.device, other.dtype)
 

@@ -51,7 +51,7 @@ class Curvature(SymmetricOperator):
         kind: ``"hessian"``, ``"ggn"``, ``"fisher"`` or ``"empirical_fisher"``.
         layout: (name, shape) of every parameter, in the order of the flat vector.
         gradient: Of the objective at the point, over the same parameters, ``(P,)``.
-        loss: The objective there, weight decay left out.
+        loss: The objective there, weight decay included.
         provenance: What it was made of and how.
         products: How many products were taken so far.
 

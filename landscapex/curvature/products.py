@@ -20,7 +20,7 @@ from landscapex.curvature.soundness import asymmetry, check_graph
 from landscapex.curvature.standing import Standing, own_arithmetic, twice_differentiable, widened
 from landscapex.engine.eager import batch_norms
 from landscapex.errors import EmptyDataError
-from landscapex.guard import common_draws, exclusive
+from landscapex.guard import common_draws, exclusive, is_held
 from landscapex.parameters import Entry, ParameterSpace
 from landscapex.session import Session
 
@@ -92,7 +92,7 @@ class Linearization:
     Attributes:
         space: The parameters.
         plan: How the model was linearised.
-        loss: The mean loss here.
+        loss: The mean loss here, weight decay included.
         gradient: Of the objective, weight decay included, flat.
         kept: How many batches need no forward pass at a product.
 
@@ -215,7 +215,9 @@ class Linearization:
         self.loss = sum(losses) / weight
         total /= weight
         if weight_decay:
-            total.add_(self.space.gather(), alpha=weight_decay)
+            here = self.space.gather().double()
+            self.loss += 0.5 * weight_decay * float(here @ here)
+            total.add_(here, alpha=weight_decay)
         self.gradient = total.to(self.space.dtype)
 
     def _build(self, b: int, batch: Batch, leaves: list[Tensor], start: int) -> Built:
@@ -300,7 +302,7 @@ class Linearization:
     def _held(self) -> Iterator[None]:
         """The model in our hands and in the modes of the beginning."""
         session = self._session()
-        alive = session is not None and not session.closed
+        alive = session is not None and not session.closed and is_held(self.space.model)
         with contextlib.nullcontext() if alive else exclusive(self.space):
             for module, training in self._flags:
                 module.training = training

@@ -215,7 +215,7 @@ class EagerEngine:
         # cuDNN's recurrent layers have no backward pass in evaluation mode
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.space.model.modules())
         cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
-        with torch.enable_grad(), self._mode(), cudnn:
+        with self._draws(), torch.enable_grad(), self._mode(), cudnn:
             for terms in self._terms(batches[1], batches[0], stop):
                 n = torch.as_tensor(terms.weight, dtype=torch.float64, device=total.device)
                 if n < 0:
