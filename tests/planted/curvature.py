@@ -261,6 +261,13 @@ OPERATORS = [
         PRODUCTS + "test_trap_29_the_graph_goes_with_the_operator",
     ),
     Planted(
+        "curvature", "products in the arithmetic of the caller",
+        "landscapex/curvature/products.py",
+        "with own_arithmetic(self._precision, self.space.device):",
+        "with contextlib.nullcontext():",
+        MODELS + "test_autocast_is_off",
+    ),
+    Planted(
         "curvature", "weight norm by torch's own double backward",
         "landscapex/curvature/replacements.py",
         "if func is torch._weight_norm:",
@@ -294,6 +301,13 @@ EIGENPAIRS = [
         "left > self.basis.rounding * self.longest:",
         "left > self.basis.rounding:",
         LANCZOS + "test_trap_31_a_closed_space_is_left_by_a_random_vector",
+    ),
+    Planted(
+        "trap 31", "a block that is closed as soon as one product adds nothing",
+        "landscapex/curvature/krylov.py",
+        "if n > self.done:",
+        "if self.basis.count > self.done + 1:",
+        LANCZOS + "test_trap_31_a_block_whose_products_add_nothing",
     ),
     Planted(
         "trap 31", "a closed space taken for the whole", "landscapex/curvature/lanczos.py",
