@@ -219,6 +219,19 @@ def test_products_that_are_made_anew_in_each_call_are_made_for_several_points(
         assert session.choice.compiled.fewest_at_once == fewest
 
 
+def test_points_that_share_work_are_computed_together_however_long_they_take(monkeypatch):
+    monkeypatch.setattr("landscapex.engine.compiled._PRODUCT_BYTES", 0)
+    monkeypatch.setattr("landscapex.filling.TOGETHER_SECONDS", 0.0)
+    data = (torch.randn(8, 64), torch.randint(4, (8,)))
+    blocks = []
+    found = lx.surface(
+        models.mlp(64, 32, 4), data, "cross_entropy", engine="compiled", points=(4, 5),
+        progress=False, callback=lambda p: blocks.append(len(p.values)),
+    )  # fmt: skip
+    assert blocks == [8, 8, 4]
+    assert found.complete
+
+
 def test_class_losses_over_a_size_of_the_batch_are_means_over_samples():
     """A sum over the batch's size: the size of the batch at hand, not of the one exported."""
 
