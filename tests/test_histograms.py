@@ -126,6 +126,8 @@ def test_the_picture_shows_every_checkpoint_and_the_norms():
     assert np.array_equal(steps[0].edges, found.edges)
     assert np.array_equal(right.lines[0].get_ydata(), found.weight_norms)
     assert [t.get_text() for t in right.get_xticklabels()] == ["a", "b", "c"]
+    # named models have no order that a line could follow
+    assert {line.get_linestyle() for line in right.lines} == {"None"}
 
 
 def test_the_picture_of_many_checkpoints_is_coloured_by_step():
@@ -135,5 +137,6 @@ def test_the_picture_of_many_checkpoints_is_coloured_by_step():
     assert bar.get_ylabel() == "step"
     assert left.get_yscale() == "log"
     assert right.get_xlabel() == "step"
+    assert {line.get_linestyle() for line in right.lines} == {"-"}
     (text,) = [t.get_text() for t in left.get_legend().get_texts()]
     assert text.startswith(f"up to {found.outside.max()} weights lie outside")

@@ -638,6 +638,14 @@ def test_the_picture_shows_the_way_and_both_ends(trained):
     assert np.array_equal(loss_curve.get_ydata(), trained.loss)
 
 
+def test_marks_outside_a_close_up_are_not_drawn_beside_it():
+    """The grid minimum, at 0.5, is in neither of them."""
+    figure = interpolation(curve([3.0, 2.0, 1.0, 2.0, 3.0]), zoom=(0.3, 0.7))
+    close = figure.axes[1:]
+    assert len(close) == 2
+    assert all(line.get_clip_on() for ax in close for line in ax.lines)
+
+
 def test_the_picture_of_several_lines_names_them(trained):
     figure = interpolation(trained, trained, labels=["one", "two"], zoom=None)
     assert len(figure.axes) == 1
