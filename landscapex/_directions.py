@@ -6,17 +6,18 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from landscapex._files import check_path, replace_file
-from landscapex.errors import CorruptFileError, DirectionError
+from landscapex import _tensor_file
+from landscapex.errors import DirectionError
 from landscapex.parameters import ParameterSpace
 
+_FORMAT = "landscapex directions 1"
 PARALLEL = 0.999  # |cos| above this: the axes of a plane would coincide
 _BLOCK = 1 << 22  # entries turned into float64 at once
 
@@ -112,27 +113,24 @@ class Directions:
         outer = length[:, None] * length
         return torch.where(outer > 0, g / outer.where(outer > 0, 1.0), 0.0)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a safetensors file with keys ``"{k}/{name}"`` and the axes as a JSON header.
 
         Args:
             path: The file; replaced at once when it is complete.
 
+        Returns:
+            The absolute path.
+
         Raises:
             OutputError: If it cannot be written.
         """
-        tensors = {
-            f"{k}/{name}": t.contiguous().cpu()
-            for k in range(len(self))
-            for name, t in self[k].items()
-        }
-        header = {
-            "format": "landscapex directions 1",
+        tensors = {f"{k}/{n}": t for k in range(len(self)) for n, t in self[k].items()}
+        texts = {
             "axes": json.dumps([a.__dict__ for a in self.axes]),
             "layout": json.dumps(self.layout),
-            "sha256": self.fingerprint(),
         }
-        replace_file(check_path(path), safetensors.torch.save(tensors, metadata=header))
+        return _tensor_file.save(path, _FORMAT, tensors, texts)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Directions:
@@ -147,27 +145,7 @@ class Directions:
         Raises:
             CorruptFileError: If the file is damaged or not one of ours.
         """
-        try:
-            with safetensors.safe_open(os.fspath(path), framework="pt") as file:
-                header = file.metadata() or {}
-                if header.get("format") != "landscapex directions 1":
-                    raise CorruptFileError(f"{path} must be a landscapex directions file.")
-                axes = tuple(Axis(**a) for a in json.loads(header["axes"]))
-                layout = tuple((n, tuple(s)) for n, s in json.loads(header["layout"]))
-                rows = [
-                    torch.cat([file.get_tensor(f"{k}/{n}").reshape(-1) for n, _ in layout])
-                    for k in range(len(axes))
-                ]
-            loaded = Directions(torch.stack(rows), axes, layout)
-        except FileNotFoundError as error:
-            raise CorruptFileError(f"{path} must exist, got no such file.") from error
-        except CorruptFileError:
-            raise
-        except Exception as error:  # the reader's own errors are many; none may pass for data
-            raise CorruptFileError(f"{path} is damaged or no directions file: {error}") from error
-        if loaded.fingerprint() != header.get("sha256"):
-            raise CorruptFileError(f"{path} is damaged: its contents do not match their SHA-256.")
-        return loaded
+        return _tensor_file.load(path, _FORMAT, _joined)
 
     def fingerprint(self) -> str:
         """SHA-256 of the vectors and their layout, in hexadecimal."""
@@ -176,6 +154,16 @@ class Directions:
             for part in row.split(_BLOCK):
                 digest.update(part.cpu().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _joined(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> Directions:
+    """Directions from what `Directions.save` wrote."""
+    axes = tuple(Axis(**a) for a in json.loads(texts["axes"]))
+    layout = tuple((n, tuple(s)) for n, s in json.loads(texts["layout"]))
+    rows = [
+        torch.cat([tensors[f"{k}/{n}"].reshape(-1) for n, _ in layout]) for k in range(len(axes))
+    ]
+    return Directions(torch.stack(rows), axes, layout)
 
 
 def check_layout(directions: Directions, space: ParameterSpace) -> None:

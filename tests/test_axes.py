@@ -624,6 +624,18 @@ def test_fault_09_a_truncated_file_of_directions_is_refused(tmp_path, size):
         axes.load(path)
 
 
+def test_fault_09_no_flipped_bit_of_a_file_of_directions_goes_unnoticed(tmp_path):
+    path = axes.random(models.mlp(2, 3, 1)).save(tmp_path / "d.safetensors")
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(CorruptFileError, match=re.escape(str(path))):
+                axes.load(path)
+
+
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
     with pytest.raises(CorruptFileError, match="must exist, got no such file"):
         axes.load(tmp_path / "d.safetensors")

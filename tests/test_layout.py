@@ -22,8 +22,8 @@ PACKAGE = ROOT / "landscapex"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from those before it and from no other.
 ORDER = [
-    *["errors", "_lib", "_fallback", "_ops", "_files"],
-    *["_draws", "parameters", "_directions", "axes", "grid", "checkpoints"],
+    *["errors", "_lib", "_fallback", "_ops", "_files", "checkpoints", "_tensor_file"],
+    *["_draws", "parameters", "_directions", "axes", "grid"],
     *["_batch", "_identity", "batches", "reductions", "metrics", "totals", "losses"],
     *["interrupts", "guard", "determinism", "engine"],
     *["engine.onednn", "engine.layout", "engine.eager"],
@@ -39,7 +39,7 @@ ORDER = [
     *["engine.native", "engine.packing", "engine.captured", "engine.compiled"],
     *["engine.preparation", "engine.validation", "engine.choice"],
     *["session", "objective"],
-    *["_arrays", "_lock", "_numbers", "_tensor_file", "segment"],
+    *["_arrays", "_lock", "_numbers", "segment"],
     *["curvature", "curvature.linear", "curvature.draws", "curvature.basis", "curvature.krylov"],
     *["curvature.estimates", "curvature.eigenpairs", "curvature.lanczos"],
     *["curvature.quadrature", "curvature.density", "curvature.sketch", "curvature.trace"],
