@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from landscapex.histograms import weight_histograms as weight_histograms
     from landscapex.interpolation import interpolate as interpolate
     from landscapex.objective import Objective as Objective
+    from landscapex.opening import merge as merge
+    from landscapex.opening import open as open
     from landscapex.recorder import Recorder as Recorder
     from landscapex.results import Surface as Surface
-    from landscapex.results import merge as merge
-    from landscapex.results import open as open
     from landscapex.trajectories import trajectory as trajectory
 
     __version__: str
@@ -56,8 +56,8 @@ _TABLE = {
     "weight_histograms": "histograms:weight_histograms",
     "interpolate": "interpolation:interpolate",
     "line": "evaluate:line",
-    "merge": "results:merge",
-    "open": "results:open",
+    "merge": "opening:merge",
+    "open": "opening:open",
     "plot": "plot",
     "projections": "projections",
     "sharpness": "sharpness",

@@ -63,6 +63,12 @@ class _Hooks:
             return _nothing
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
+    def _begin(self) -> None:
+        """Training starts, perhaps not for the first time: what comes again must be the same."""
+        if self._last >= 0:
+            self._last = -1
+            self.recorder._continue_own()
+
     def _tell(self, writes: bool, step: int, **fields: Any) -> None:
         if writes and step > self._last:
             self._last = step
@@ -81,6 +87,7 @@ class _Lightning(_Hooks):
         pass
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._begin()
         self._record(trainer, None)
 
     def on_train_batch_end(
@@ -108,6 +115,7 @@ class _Lightning(_Hooks):
 
 class _Transformers(_Hooks):
     def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        self._begin()
         self._record(state, named)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
@@ -120,10 +128,13 @@ class _Transformers(_Hooks):
     def _record(self, state: Any, named: Mapping[str, Any]) -> None:
         optimizer = named.get("optimizer")
         rates = [group["lr"] for group in optimizer.param_groups] if optimizer is not None else None
-        self._tell(
-            getattr(state, "is_world_process_zero", True), state.global_step,
-            epoch=state.epoch, lr=rates, loss=None,
-        )  # fmt: skip
+        try:
+            self._tell(
+                getattr(state, "is_world_process_zero", True), state.global_step,
+                epoch=state.epoch, lr=rates, loss=None,
+            )  # fmt: skip
+        finally:  # that Trainer tells nobody if training fails: the folder is taken step by step
+            self.recorder.release()
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -7,20 +7,23 @@ those of the singular value decomposition.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from landscapex.checkpoints import common_prefix
+from landscapex.entries import Entry
 from landscapex.errors import ParameterMismatchError
-from landscapex.parameters import Entry, ParameterSpace
+from landscapex.parameters import ParameterSpace
 from landscapex.runs import Run, State
 
-_KEPT = 1 << 29  # bytes of flat checkpoints that stay in memory; more are read again per block
+_KEPT = 1 << 29  # bytes of flat checkpoints at once in memory; more are read again per block
 _BLOCK = 1 << 23  # bytes of one block of columns in float64: about what a cache holds
 _BLOCK_READ = 1 << 27  # the same where every block opens every file again
 
@@ -28,10 +31,13 @@ _BLOCK_READ = 1 << 27  # the same where every block opens every file again
 class Rows:
     """Checkpoints as rows over the chosen parameters of a model.
 
+    Numbers are those of the dtype of the parameters, however the checkpoints store them, and
+    wherever they are kept.
+
     Args:
         run: The checkpoints.
         space: The parameters; names, ties and order.
-        kept: Bytes of flat checkpoints that may stay in memory.
+        kept: Bytes of flat checkpoints that may be in memory while they are in use.
         block: Bytes of a block of columns; None for what suits.
 
     Attributes:
@@ -49,6 +55,7 @@ class Rows:
         block = block or (_BLOCK if self._keeps else _BLOCK_READ)
         self._width = max(1, block // (8 * max(len(run), 1)))
         self._flat: list[Tensor | None] = [None] * len(run)
+        self._digests = [b""] * len(run)
 
     def __len__(self) -> int:
         return len(self.run)
@@ -64,7 +71,8 @@ class Rows:
 
         Raises:
             CorruptFileError: If it cannot be read.
-            ParameterMismatchError: If it does not fit the model; lists up to ten names.
+            ParameterMismatchError: If it does not fit the model (lists up to ten names), or is
+                no longer what it was when it was first read.
         """
         checkpoint, space = self.run[t], self.space
         state = checkpoint.read()
@@ -73,9 +81,39 @@ class Rows:
             self._prefixes[t] = prefix
             state = {n.removeprefix(prefix): s for n, s in state.items() if n.startswith(prefix)}
         flat = space.vector(state, what=checkpoint.name).cpu()
+        # of a recorded file, its reader has checked that it is the same
+        digest = b"" if checkpoint.sha256 else hashlib.sha256(flat.numpy().data).digest()
+        if self._digests[t] not in (b"", digest):
+            raise ParameterMismatchError(
+                f"{checkpoint.name} must not change while its run is in use, but it did."
+            )
+        self._digests[t] = digest
         if self._keeps:
             self._flat[t] = flat
         return flat, state
+
+    def load(self) -> None:
+        """Read again what `release` let go, and find out whether it still is the same.
+
+        Raises:
+            ArgumentError: If a file is gone.
+            CorruptFileError: If it cannot be read.
+            ParameterMismatchError: If it has changed.
+        """
+        for t, flat in enumerate(self._flat):
+            if flat is None:
+                self.read(t)
+
+    def release(self) -> None:
+        """Let go of all that can be read again, and of what was given beside the parameters."""
+        for t, checkpoint in enumerate(self.run):
+            if isinstance(checkpoint.source, Path):
+                self._flat[t] = None
+        kept = (
+            checkpoint if flat is None else replace(checkpoint, source=flat)
+            for checkpoint, flat in zip(self.run, self._flat, strict=True)
+        )
+        self.run = replace(self.run, checkpoints=tuple(kept))
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """The matrix in blocks of columns, after every row has been read once.
@@ -98,7 +136,7 @@ class Rows:
                 self._fill_by_name(out, t, state, start, stop)
                 return
             flat = state
-        out.copy_(flat[start:stop])
+        out.copy_(flat[start:stop].to(self.space.dtype))
 
     def _fill_by_name(
         self, out: Tensor, t: int, state: Mapping[str, Tensor], start: int, stop: int
@@ -108,7 +146,8 @@ class Rows:
             if first < last:
                 tensor = _tensor_of(e, state, self._prefixes[t], self.run[t].name).reshape(-1)
                 part = tensor[first - e.offset : last - e.offset]
-                out[first - start : last - start].copy_(part)
+                # rounded as in `read`
+                out[first - start : last - start].copy_(part.to(self.space.dtype))
 
 
 def _tensor_of(e: Entry, state: Mapping[str, Tensor], prefix: str, what: str) -> Tensor:

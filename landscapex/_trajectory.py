@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +17,13 @@ from landscapex import _tensor_file
 from landscapex._arrays import read_only
 from landscapex._directions import Axis, Directions, check_usable
 from landscapex._principal import Rows, fit, random_walk_limit
-from landscapex.errors import ArgumentError, DirectionError, ParameterMismatchError
+from landscapex.checkpoints import common_prefix
+from landscapex.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DirectionError,
+    ParameterMismatchError,
+)
 from landscapex.parameters import unwrap
 from landscapex.runs import State
 
@@ -53,6 +59,10 @@ class Trajectory:
     Checkpoint t is at ``center + sum_k coordinates[t, k] directions[k]``, apart from what
     ``residuals[t]`` measures. Arrays are read-only; what is not known is NaN. Checkpoints that are
     not finite have no coordinates and no loss.
+
+    For `onto`, it remembers where its checkpoints are: files are read again then, and must be what
+    they were. Checkpoints that were given as tensors or modules are copied, ``4 T P`` bytes for
+    float32; beyond 512 MiB it remembers the tensors themselves.
 
     Attributes:
         directions: ``(K, P)``; of length 1 if they are principal components.
@@ -179,14 +189,22 @@ class Trajectory:
         """Where a point is relative to the plane.
 
         Args:
-            point: A flat vector ``(P,)``, a state_dict or a module.
+            point: A flat vector ``(P,)``, a state_dict or a module. As in a checkpoint, all names
+                may have a prefix (``module.``, ``_orig_mod.``), and a tied parameter any of its
+                names.
             method: See `project`.
 
         Returns:
             Coordinates, distance from the plane and from its origin.
+
+        Raises:
+            ArgumentTypeError: If ``point`` is none of these.
+            DirectionError: If a flat vector has another length.
+            ParameterMismatchError: If a parameter is missing, or has another shape.
         """
         layout = self.directions.layout
-        start, end = (_flat(p, layout) for p in (self.center, point))
+        tied = {names[0]: names for names in self.provenance.get("model", {}).get("tied", [])}
+        start, end = (_flat(p, layout, tied) for p in (self.center, point))
         return project(end - start, self.directions, method=method)
 
     def onto(self, directions: Directions) -> Trajectory:
@@ -200,8 +218,11 @@ class Trajectory:
             out.
 
         Raises:
-            ArgumentError: If this trajectory was read from a file: the checkpoints are not in it.
+            ArgumentError: If this trajectory was read from a file: the checkpoints are not in it;
+                or if the file of a checkpoint is gone.
+            CorruptFileError: If the file of a checkpoint can no longer be read.
             DirectionError: If the directions are over other parameters, zero, or parallel.
+            ParameterMismatchError: If a checkpoint has changed.
         """
         if self._rows is None:
             raise ArgumentError(
@@ -211,7 +232,11 @@ class Trajectory:
         if directions.layout != self.directions.layout:
             raise DirectionError("`directions` must be over the parameters of the trajectory.")
         check_usable(directions)
-        placed = fit(self._rows, directions.vectors, self.origin)
+        self._rows.load()
+        try:
+            placed = fit(self._rows, directions.vectors, self.origin)
+        finally:
+            self._rows.release()
         return replace(
             self, directions=directions, drawn=None,
             coordinates=placed.coordinates, residuals=placed.residuals, distances=placed.distances,
@@ -229,6 +254,10 @@ class Trajectory:
 
         Returns:
             A figure, which notebooks display.
+
+        Raises:
+            ArgumentError: If there are not two directions, or the surface has other ones, is
+                around another point, or has other buffers.
         """
         from landscapex import plot
 
@@ -314,15 +343,25 @@ def project(
     return Projection(read_only(coordinates.numpy()), float(residual), float(distance))
 
 
-def _flat(point: State | nn.Module, layout: tuple[tuple[str, tuple[int, ...]], ...]) -> Tensor:
-    """A point as a flat float64 vector on the CPU."""
+def _flat(
+    point: State | nn.Module,
+    layout: tuple[tuple[str, tuple[int, ...]], ...],
+    tied: Mapping[str, Sequence[str]],
+) -> Tensor:
+    """A point as a flat float64 vector on the CPU; `tied` has all names of tied parameters."""
     if isinstance(point, Tensor):
         return point.detach().double().cpu()
     if isinstance(point, nn.Module):
         point = dict(unwrap(point).named_parameters(remove_duplicate=False))
+    if not isinstance(point, Mapping):
+        raise ArgumentTypeError(
+            f"`point` must be a flat vector, a state_dict or a module, got {type(point).__name__}."
+        )
+    names = {name: tied.get(name, [name]) for name, _ in layout}
+    prefix = common_prefix(point, [n for known in names.values() for n in known])
     parts = []
     for name, shape in layout:
-        tensor = point.get(name)
+        tensor = next((point[prefix + n] for n in names[name] if prefix + n in point), None)
         if tensor is not None and tensor.is_complex() and (*tensor.shape, 2) == shape:
             tensor = torch.view_as_real(tensor.detach().resolve_conj())
         if tensor is None or tuple(tensor.shape) != shape:

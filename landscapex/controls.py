@@ -281,7 +281,7 @@ def random_plane(
         raise ArgumentError("`solution` must be the number of a checkpoint, got a state.")
     along = Line.between(points.vector(0), end).unit if half else None
     return trajectory(
-        checkpoints, objective, origin="first" if half else index, progress=progress,
+        points.run, objective, origin="first" if half else index, progress=progress,
         directions=random_directions(objective, 2, seed=seed, along=along),
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from landscapex._arrays import read_only
@@ -25,7 +26,14 @@ from landscapex.errors import (
 )
 from landscapex.interrupts import Abandon, Interrupts
 from landscapex.objective import Objective
-from landscapex.residuals import Array, ResidualCoordinates, points_of, residual_coordinates
+from landscapex.residuals import (
+    Array,
+    ResidualCoordinates,
+    points_of,
+    solution_of,
+    split_points,
+)
+from landscapex.segment import Tensors
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -142,7 +150,8 @@ def cost_strip(
         The strip. A checkpoint that is not finite leaves its column out; a warning says so.
 
     Raises:
-        ArgumentError: If all checkpoints lie on one line, or the solution is not one of them.
+        ArgumentError: If all checkpoints lie on one line, the solution is not one of them, or
+            there is but one parameter.
         ArgumentTypeError: If ``objective`` is not an `Objective`.
         GridError: If ``offsets`` are not finite and increasing, or ``points`` is below 2.
         KeyboardInterrupt: On Ctrl-C, after the point at hand; ``surface`` is the partial strip.
@@ -164,8 +173,10 @@ def cost_strip(
         raise ArgumentTypeError(
             f"`objective` must be an Objective, got {type(objective).__name__}."
         )
-    along = residual_coordinates(checkpoints, objective, solution=solution)
     run = points_of(checkpoints, objective)
+    end, index = solution_of(solution, run)
+    along = split_points(run, end, solution=index, label="")
+    along._line.refuse_one_dimension()
     places = _places(along, offsets, points)
     strip = _Strip(along, places)
     began = time.monotonic()
@@ -181,7 +192,7 @@ def cost_strip(
             if interrupts.requested or not np.isfinite(along.beta[t]):
                 continue
             try:
-                strip.fill(objective, t, run.state(t), interrupts)
+                strip.fill(objective, t, *run.read(t), interrupts)
             except Abandon:
                 continue
             except NonFiniteCenterError as error:
@@ -213,7 +224,9 @@ class _Strip:
         self._about: dict[str, Any] = {}
         self.notes: list[str] = []
 
-    def fill(self, objective: Objective, t: int, state: Any, stop: Interrupts) -> None:
+    def fill(
+        self, objective: Objective, t: int, point: Tensor, state: Tensors, stop: Interrupts
+    ) -> None:
         """Evaluate one column around its checkpoint, where no digit is lost.
 
         ``theta_0 + alpha u + b v`` is ``theta(t) + (b - beta) v``.
@@ -223,7 +236,7 @@ class _Strip:
             first = not self._about
             self._true[t] = (session.checked_center if first else session.values)(stop)[0]
             self._about = self._about or session.describe()
-            direction = self._along.direction(t).to(session.center)[None]
+            direction = self._along._across(t, point).to(session.center)[None]
             values = session.losses(direction, (self._offsets - beta)[:, None], stop)[:, 0]
         self._loss[t, : len(values)] = values
         self._done[t, : len(values)] = True

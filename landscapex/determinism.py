@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscapex.losses import Measure
+from landscapex.measure import Measure
 
 
 def name_culprit(model: nn.Module, measure: Measure, batches: Iterable[Any]) -> str:

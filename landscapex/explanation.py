@@ -12,16 +12,8 @@ from torch import nn
 
 from landscapex.axes import random
 from landscapex.engine.choice import Region
-from landscapex.engine.steps import (
-    Contract,
-    Grid,
-    Map,
-    MatMul,
-    Program,
-    Reduce,
-    Step,
-    Winograd,
-)
+from landscapex.engine.program import Grid, Program
+from landscapex.engine.steps import Contract, Map, MatMul, Reduce, Step, Winograd
 from landscapex.errors import ArgumentError, CaptureError
 from landscapex.grid import AXIS_NAMES
 from landscapex.objective import Objective, bind

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from landscapex import axes, results, store
+from landscapex import axes, opening, store
 from landscapex._directions import Directions, check_layout, check_usable, layout_of
 from landscapex._files import check_path
 from landscapex.engine.choice import Region
@@ -179,7 +179,7 @@ def fill_grid(
     if options.out is not None and options.shard is None:
         result.save(options.out)
         store.remove_journals(options.out, header)
-        result = results.open(options.out)
+        result = opening.open(options.out)
     return result
 
 
@@ -377,7 +377,7 @@ def _finished(options: Options, header: RunHeader) -> Surface | None:
         return None
     if journal_path(check_path(out), options.shard).exists():
         return None  # it is newer than the result, whose place it will take
-    there = results.open(out)
+    there = opening.open(out)
     stored = replace(
         header,
         kind=there.kind,

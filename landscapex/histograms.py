@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from landscapex._arrays import read_only
 from landscapex._principal import Rows
+from landscapex.entries import Entry
 from landscapex.errors import ArgumentError
 from landscapex.objective import Objective
-from landscapex.parameters import Entry, ParameterSpace
+from landscapex.parameters import ParameterSpace
 from landscapex.runs import open_run
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from landscapex.engine.layout import Layout
 from landscapex.engine.preparation import PlanCache
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.guard import common_draws, exclusive
-from landscapex.parameters import ParameterSpace, Selection
+from landscapex.parameters import ParameterSpace
+from landscapex.selection import Selection
 from landscapex.session import Point, Session
 
 _FREEZE_SEED = 0  # shuffling and augmentation are the same in every process that resumes

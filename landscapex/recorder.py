@@ -37,10 +37,12 @@ from landscapex.errors import (
 )
 from landscapex.parameters import unwrap
 
+_Marks = tuple[list[int | None], list[Tensor]]
 Every = int | Literal["log"] | Collection[int] | Callable[[int], bool]
 
 _PER_DECADE = 20  # steps that "log" keeps between 1000 and 10000, for example
 _LISTED = 10
+_SAMPLED_TENSORS, _SAMPLED_ENTRIES = 8, 32  # about; what tells that a model has changed
 _LAZY = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
 
 
@@ -62,7 +64,9 @@ class Recorder:
         every: Which of the steps that it is told of are kept: every n-th (those divisible by n),
             ``"log"`` (0, 1, 2, ... and then 20 per decade), the steps listed, or ``f(step) ->
             bool``. The last one is kept too if the recorder is closed, or used in a ``with`` block,
-            before the model changes again.
+            before the model changes again. Changes are noticed by torch's version counters; those
+            by code that writes past them (``p.data``, CUDA graphs, kernels of other libraries) by
+            some entries of some weights, so that a write to a few others alone is not seen.
         resume: What to do with a run that is there already. False refuses to touch it. True goes
             on with it: steps that are there must be the same bit by bit, and are not written
             again. A step number drops all that came after it, and goes on.
@@ -110,10 +114,10 @@ class Recorder:
         self._resume: bool | int = resume
         self.folder = check_path(folder)
         self._index = self.folder / runs.INDEX
-        self._lock: FileLock | None = None
         self._records: list[dict[str, Any]] = []
-        # a step that the rule left out, and how often the model had been written to then
-        self._pending: tuple[int, dict[str, Any], list[int | None]] | None = None
+        self._unlock: weakref.finalize[[], Recorder] | None = None
+        # a step that the rule left out, and what the model was then
+        self._pending: tuple[int, dict[str, Any], _Marks] | None = None
         self._layout: dict[str, tuple[Any, ...]] | None = None
         if _writes():
             self._prepare()
@@ -160,7 +164,7 @@ class Recorder:
             return False
         self._pending = None
         if not self._wanted(step):
-            self._pending = (step, fields, self._versions())
+            self._pending = (step, fields, self._marks())
             return False
         return self._record(step, fields)
 
@@ -170,10 +174,16 @@ class Recorder:
         """Keep the last step too, if the model has not changed since; give the folder free."""
         pending, self._pending = self._pending, None
         try:
-            if pending is not None and pending[2] == self._versions():
+            if pending is not None and self._unchanged(pending[2]):
                 self._record(pending[0], pending[1])
         finally:
-            self._release()
+            self.release()
+
+    def release(self) -> None:
+        """Give the folder free, and record nothing; the next step takes it again."""
+        if self._unlock is not None:
+            self._unlock()
+            self._unlock = None
 
     def __enter__(self) -> Recorder:
         return self
@@ -184,7 +194,15 @@ class Recorder:
         if kind is None:
             self.close()
         else:  # the model may be in the middle of an update
-            self._release()
+            self.release()
+
+    def _continue_own(self) -> None:
+        """Let training start over or go on from an earlier step, if that is the run of this object.
+
+        Steps that it has recorded may come again: they must be the same bit by bit.
+        """
+        if self._resume is False and self._records:
+            self._resume = True
 
     def lightning(self) -> Any:
         """A callback for the Trainer of Lightning, which is not imported here.
@@ -204,7 +222,8 @@ class Recorder:
         Returns:
             For ``Trainer(callbacks=[...])``. It records the state before training, after every
             update that `every` wants, and at the end. That Trainer does not tell callbacks the
-            loss of a step.
+            loss of a step, nor that training has failed: the folder is held only while it is
+            written to.
         """
         return _callbacks.transformers(self)
 
@@ -231,14 +250,14 @@ class Recorder:
 
     def _open(self) -> None:
         """Take the folder for ourselves, and clear away what a killed process left."""
-        if self._lock is not None:
+        if self._unlock is not None:
             return
-        self._lock = FileLock(self._index.with_name(f"{runs.INDEX}.lock"), self.folder)
-        weakref.finalize(self, self._lock.release)
+        lock = FileLock(self._index.with_name(f"{runs.INDEX}.lock"), self.folder)
+        self._unlock = weakref.finalize(self, lock.release)
         try:
             self._tidy()
         except BaseException:
-            self._release()  # so that the next call looks again
+            self.release()  # so that the next call looks again
             raise
 
     def _tidy(self) -> None:
@@ -264,11 +283,6 @@ class Recorder:
         for record in self._records[len(kept) :]:
             (self.folder / runs.file_name(record["step"])).unlink(missing_ok=True)
         self._records = kept
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
 
     def _record(self, step: int, fields: dict[str, Any]) -> bool:
         fields = {name: _plain(name, value) for name, value in fields.items()}
@@ -346,10 +360,23 @@ class Recorder:
             return lr[0] if len(lr) == 1 else list(lr)
         return lr
 
-    def _versions(self) -> list[int | None]:
-        """How often each tensor of the model has been written to."""
-        tensors = itertools.chain(self._model.parameters(), self._model.buffers())
-        return [None if _has_no_counter(t) else t._version for t in tensors]
+    def _marks(self) -> _Marks:
+        """What tells whether the model has been written to: version counters, and some weights."""
+        # who writes past the counters writes to all weights as a rule, and so to the sampled ones
+        parameters = list(self._model.parameters())
+        tensors = itertools.chain(parameters, self._model.buffers())
+        versions = [None if _has_no_counter(t) else t._version for t in tensors]
+        trained = [p for p in parameters if p.requires_grad]
+        chosen = trained[:: -max(len(trained) // _SAMPLED_TENSORS, 1)]
+        return versions, [_sample(p) for p in chosen]
+
+    def _unchanged(self, since: _Marks) -> bool:
+        (versions, samples), (then, before) = self._marks(), since
+        return (
+            versions == then
+            and len(samples) == len(before)
+            and all(_same_bits(a, b.cpu()) for a, b in zip(samples, before, strict=True))
+        )
 
 
 def _rule(every: Every) -> Callable[[int], bool]:
@@ -448,6 +475,19 @@ def _state_of(model: nn.Module) -> dict[str, Tensor]:
 
 def _has_no_counter(tensor: Tensor) -> bool:
     return isinstance(tensor, _LAZY) or tensor.is_inference()
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Entries along a diagonal of a tensor, where it lies; none if there is no diagonal."""
+    plain = type(tensor) is nn.Parameter and tensor.layout == torch.strided
+    if not plain or tensor.is_meta or tensor.is_quantized or not tensor.numel():
+        return torch.empty(0, device="cpu")
+    count = min(_SAMPLED_ENTRIES, max(tensor.shape, default=1))
+    steps = [(size - 1) // max(count - 1, 1) for size in tensor.shape]
+    stride = sum(n * s for n, s in zip(steps, tensor.stride(), strict=True))
+    # strides instead of indices: nothing but the sample is copied, and no device is waited for
+    seen = tensor.detach().as_strided((count,), (stride,))
+    return seen.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
 
 
 def _same_bits(live: Tensor, stored: Tensor) -> bool:

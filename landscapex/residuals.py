@@ -116,14 +116,20 @@ class ResidualCoordinates:
             is drawn from a fixed seed.
 
         Raises:
-            ArgumentError: If there is no such checkpoint, or it is not finite.
+            ArgumentError: If there is no such checkpoint, it is not finite, or there is but one
+                parameter.
         """
         if not -len(self) <= t < len(self):
             raise ArgumentError(f"`t` must be from {-len(self)} to {len(self) - 1}, got {t}.")
         t %= len(self)
         if not math.isfinite(self.beta[t]):
             raise ArgumentError(f"checkpoint {t} must be finite, got NaN or infinity in it.")
-        residual = self._line.split(self._points.vector(t))[1]
+        self._line.refuse_one_dimension()
+        return self._across(t, self._points.vector(t))
+
+    def _across(self, t: int, point: Tensor) -> Tensor:
+        """`direction` of a checkpoint that has been read."""
+        residual = self._line.split(point)[1]
         if self.beta[t] == 0:
             residual = torch.empty_like(residual)
             _ops.gaussian_(residual, _STREAM, 0)
@@ -210,6 +216,18 @@ class Line:
         residual = residual - alpha * self.unit
         again = residual @ self.unit  # what rounding left
         return float(alpha + again), residual.sub_(again * self.unit)
+
+    def refuse_one_dimension(self) -> None:
+        """Raise where the line is all there is.
+
+        Raises:
+            ArgumentError: If there is but one parameter.
+        """
+        if self.unit.numel() < 2:
+            raise ArgumentError(
+                "a direction across the line to the solution must have at least 2 parameters to "
+                f"lie in, got {self.unit.numel()}."
+            )
 
 
 def residual_coordinates(
@@ -330,20 +348,23 @@ class StoredPoints:
     Args:
         checkpoints: What `runs.open_run` takes.
         space: The parameters that count; None for flat vectors.
+
+    Attributes:
+        run: The checkpoints.
     """
 
     def __init__(self, checkpoints: Any, space: ParameterSpace | None) -> None:
-        self._run = open_run(checkpoints)
+        self.run = open_run(checkpoints)
         self._space = space
-        self._rows = None if space is None else Rows(self._run, space, kept=0)
+        self._rows = None if space is None else Rows(self.run, space, kept=0)
 
     @property
     def steps(self) -> NDArray[np.int64]:
         """Of the checkpoints."""
-        return self._run.steps
+        return self.run.steps
 
     def __len__(self) -> int:
-        return len(self._run)
+        return len(self.run)
 
     def __iter__(self) -> Iterator[Tensor]:
         """The points in order."""
@@ -351,13 +372,25 @@ class StoredPoints:
 
     def vector(self, t: int) -> Tensor:
         """One point."""
-        if self._rows is not None:
-            return self._rows.read(t)[0].double()
-        return self.of_state(self._run[t].read(), self._run[t].name)
+        return self.read(t)[0]
 
-    def state(self, t: int) -> Tensors:
-        """One checkpoint with all of its tensors, under the names of the model."""
-        return self._run[t].read() if self._rows is None else self._rows.read(t)[1]
+    def read(self, t: int) -> tuple[Tensor, Tensors]:
+        """One checkpoint, as a point and as it is.
+
+        Args:
+            t: Which one.
+
+        Returns:
+            ``(P,)`` float64 on the CPU, and all of its tensors under the names of the model.
+
+        Raises:
+            ArgumentTypeError: As `of_state`.
+        """
+        if self._rows is not None:
+            flat, state = self._rows.read(t)
+            return flat.double(), state
+        state = self.run[t].read()
+        return self.of_state(state, self.run[t].name), state
 
     def of_state(self, state: Any, what: str) -> Tensor:
         """A state as a point.

@@ -1,14 +1,11 @@
-"""Results: frozen views of one dataset, opened from files or from the journal of a run."""
+"""Results: frozen views of one dataset."""
 
 from __future__ import annotations
 
 import base64
-import errno
 import html
-import importlib.metadata
 import json
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +16,11 @@ import xarray as xr
 
 from landscapex import store
 from landscapex._arrays import read_only, same_bits
+from landscapex._dataset import check_dataset, columns_of, dataset_of
 from landscapex._line_measures import LineMeasures, measure_line
-from landscapex.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    CorruptFileError,
-    LandscapexWarning,
-)
+from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.grid import AXIS_NAMES
-from landscapex.header import KINDS, MASK, AxisInfo, RunHeader, check_columns
+from landscapex.header import MASK, AxisInfo, RunHeader
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +76,7 @@ class Surface:
                 f"`dataset` must be an xarray.Dataset, got {type(self._dataset).__name__}."
             )
         copy = self._dataset.copy(deep=True)
-        _check_layout(copy)
+        check_dataset(copy)
         object.__setattr__(self, "_dataset", copy)
 
     @classmethod
@@ -109,34 +102,7 @@ class Surface:
         Raises:
             ArgumentError: If the shapes do not fit the header.
         """
-        mask = np.asarray(done, dtype=bool)
-        array = np.asarray(values, dtype=np.float64)
-        size, columns = header.num_points, len(header.columns)
-        for name, got, expected in (
-            ("done", mask.shape, (size,)),
-            ("values", array.shape, (size, columns)),
-        ):
-            if got != expected:
-                raise ArgumentError(f"`{name}` must have shape {expected}, got {got}.")
-        dims, shape = AXIS_NAMES[: len(header.axes)], header.shape
-        array = np.where(mask[:, None], array, np.nan)
-        variables: dict[str, Any] = {
-            name: (dims, array[:, k].reshape(shape)) for k, name in enumerate(header.columns)
-        }
-        variables[MASK] = (dims, mask.reshape(shape))
-        coordinates = {
-            axis.name: (axis.name, np.array(axis.values), {"label": axis.label, "unit": axis.unit})
-            for axis in header.axes
-        }
-        provenance = {**header.provenance, "fingerprint": header.fingerprint}
-        provenance.setdefault("recorded", header.recorded)
-        provenance.setdefault("landscapex", package_version())
-        attributes = {
-            "kind": header.kind,
-            "landscapex": str(provenance["landscapex"]),
-            "provenance": json.dumps(provenance),
-        }
-        dataset = xr.Dataset(variables, coordinates, attributes)
+        dataset = dataset_of(header, done, values)
         return cls(dataset, None if path is None else Path(path))
 
     def to_xarray(self) -> xr.Dataset:
@@ -186,7 +152,7 @@ class Surface:
     @property
     def columns(self) -> tuple[str, ...]:
         """What was computed at every point: "loss", then metrics and losses of other data."""
-        return _columns(self._dataset)
+        return columns_of(self._dataset)
 
     @property
     def loss(self) -> np.ndarray:
@@ -411,143 +377,6 @@ class Surface:
     @property
     def _dims(self) -> tuple[str, ...]:
         return AXIS_NAMES[: len(self._dataset.sizes)]
-
-
-def open(path: str | os.PathLike[str]) -> Surface:
-    """Open a result, or what there is of it while its run goes on.
-
-    Args:
-        path: A finished ``.nc``; or the name of one that is still being computed, or was
-            interrupted; or a journal.
-
-    Returns:
-        The result. Points that have not been evaluated yet are holes: NaN, and False in
-        ``evaluated``.
-
-    Raises:
-        CorruptFileError: If nothing is there, the file is damaged, or it is not a result.
-        ResumeMismatchError: If journals of different runs lie side by side.
-    """
-    given = store.check_path(path)
-    result = store.result_path(given)
-    journal_first = given != result
-    for _ in range(3):  # a run may finish between the look for its result and for its journal
-        if not journal_first and os.path.exists(result):
-            return _from_file(result, Path(path) if given == result else result)
-        try:
-            return Surface.from_run(*store.read_journals(result), path=path)
-        except CorruptFileError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            journal_first = False
-    store.fail_missing(given)
-
-
-def merge(path: str | os.PathLike[str]) -> Surface:
-    """Join the journals of the shards of a run.
-
-    Args:
-        path: The result that the shards were computed for (their ``out``).
-
-    Returns:
-        The result. If all points are there, it has been written to ``path`` and the journals are
-        deleted; else it has holes, a warning says how many, and the journals stay.
-
-    Raises:
-        CorruptFileError: If there is neither a journal nor a result, or one is damaged.
-        ResumeMismatchError: If the journals belong to different runs.
-        OutputError: If the result cannot be written.
-    """
-    result = store.result_path(store.check_path(path))
-    if not store.find_journals(result):
-        return open(result)
-    header, done, values = store.read_journals(result)
-    surface = Surface.from_run(header, done, values, path=path)
-    if not surface.complete and not _is_finished(result, header):
-        missing = int((~surface.evaluated).sum())
-        warnings.warn(
-            f"{missing} of {surface.loss.size} points of {result} are missing: not all shards "
-            "have finished. Their journals stay; merge again later.",
-            LandscapexWarning,
-            stacklevel=2,
-        )
-        return surface
-    if surface.complete:
-        surface.save(result)
-    store.remove_journals(result, header)
-    return open(result)
-
-
-def package_version() -> str:
-    """The version of landscapex, as installed.
-
-    Returns:
-        For example "0.1.0"; "0+uninstalled" when run from a source tree.
-    """
-    try:
-        return importlib.metadata.version("landscapex")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+uninstalled"
-
-
-def _from_file(file: Path, path: Path) -> Surface:
-    dataset = store.read_dataset(file)
-    try:
-        return Surface(dataset, path)
-    except ArgumentError as error:
-        raise CorruptFileError(f"{file} is not a surface: {error}") from error
-
-
-def _is_finished(result: Path, header: RunHeader) -> bool:
-    """Whether this run has been merged before, by a process that died deleting the journals."""
-    if not os.path.exists(result):
-        return False
-    there = open(result)
-    return there.complete and there.provenance.get("fingerprint") == header.fingerprint
-
-
-def _check_layout(dataset: xr.Dataset) -> None:
-    """Refuse a dataset that is not laid out as `Surface.to_xarray` says."""
-    dims = AXIS_NAMES[: len(dataset.sizes)]
-    if set(dataset.sizes) != set(dims) or not dims:
-        raise ArgumentError(
-            f"`dataset` must have the first of {AXIS_NAMES} as dimensions, got "
-            f"{tuple(dataset.sizes)}."
-        )
-    for name in dims:
-        values = dataset[name].values
-        if (
-            name not in dataset.coords
-            or values.dtype != np.float64
-            or not np.isfinite(values).all()
-        ):
-            raise ArgumentError(f"`dataset` must have finite float64 coordinates {name!r}.")
-    if dataset.attrs.get("kind") != KINDS[len(dims) - 1]:
-        raise ArgumentError(
-            f"`dataset` must have the attribute kind={KINDS[len(dims) - 1]!r}, got "
-            f"{dataset.attrs.get('kind')!r}."
-        )
-    if MASK not in dataset or dataset[MASK].dtype != bool:
-        raise ArgumentError(f"`dataset` must have a boolean variable {MASK!r}.")
-    check_columns(_columns(dataset))
-    for column, variable in dataset.data_vars.items():
-        if variable.dims != dims or variable.dtype not in (np.float64, bool):
-            raise ArgumentError(
-                f"`dataset` must hold float64 over {dims}, got {variable.dtype} over "
-                f"{variable.dims} in {column!r}."
-            )
-        if column != MASK and not np.isnan(variable.values[~dataset[MASK].values]).all():
-            raise ArgumentError(f"`dataset` must be NaN where not evaluated, see {column!r}.")
-    try:
-        readable = isinstance(json.loads(dataset.attrs["provenance"]), dict)
-    except (KeyError, TypeError, ValueError, RecursionError):
-        readable = False
-    if not readable:
-        raise ArgumentError("`dataset` must have an attribute provenance, a JSON object.")
-
-
-def _columns(dataset: xr.Dataset) -> tuple[str, ...]:
-    return tuple(str(name) for name in dataset.data_vars if name != MASK)
 
 
 def _range(values: np.ndarray) -> str:

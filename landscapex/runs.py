@@ -225,6 +225,7 @@ def number_of(value: Any) -> float:
 def _from_path(path: Path) -> Run:
     if not path.exists():
         raise ArgumentError(f"`checkpoints` must exist, got {str(path)!r}.")
+    path = path.absolute()  # it is read later too, from wherever the process is then
     if (path / INDEX).is_file():
         return _recorded(path)
     if path.is_dir():
@@ -306,7 +307,7 @@ def _sorted(pairs: Iterable[tuple[Any, Any]]) -> Run:
 
 def _made(step: int, item: Any) -> Checkpoint:
     if isinstance(item, str | os.PathLike):
-        return _of_path(Path(item), step)
+        return _of_path(Path(item).absolute(), step)
     flat = isinstance(item, Tensor) and item.ndim == 1
     named = isinstance(item, Mapping) and all(isinstance(n, str) for n in item)
     if not (flat or named or isinstance(item, nn.Module)):

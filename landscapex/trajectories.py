@@ -11,7 +11,7 @@ import datetime
 import platform
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +39,7 @@ from landscapex.errors import (
 from landscapex.objective import Objective
 from landscapex.parameters import Ignore, ParameterSpace
 from landscapex.runs import Run, State, open_run
+from landscapex.session import digest_of
 
 __all__ = ["Projection", "Trajectory", "project", "trajectory"]
 
@@ -126,6 +127,7 @@ def trajectory(
         explained = walk = np.zeros(0)
     placed = fit(rows, directions.vectors, start)
     at_points = _drawn(objective, look.center, directions, placed, look) if drawn else None
+    rows.release()
     for note in look.notes:
         warnings.warn(f"trajectory: {note}.", LandscapexWarning, stacklevel=2)
     return Trajectory(
@@ -323,7 +325,8 @@ def _drawn(
 def _provenance(
     objective: Objective | nn.Module, center: State, space: ParameterSpace, run: Run
 ) -> dict[str, Any]:
-    about: dict[str, Any] = {"model": {"class": type(space.model).__qualname__}}
+    tied = [[e.name, *e.aliases] for e in space.entries if e.aliases]
+    about: dict[str, Any] = {"model": {"class": type(space.model).__qualname__, "tied": tied}}
     if isinstance(objective, Objective):
         with objective.session(center) as session:
             about = session.describe()
@@ -331,6 +334,7 @@ def _provenance(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "title": f"training of {about['model']['class']}, {space.size:,} parameters",
         **about,
+        "fingerprint": _fingerprint(center, space),
         "checkpoints": [c.name for c in run],
         "folder": str(run.folder or ""),
         "versions": {
@@ -339,3 +343,22 @@ def _provenance(
             "numpy": np.__version__,
         },
     }
+
+
+def _fingerprint(center: State, space: ParameterSpace) -> dict[str, str]:
+    """What the fingerprint of a surface around this state says of parameters and buffers."""
+    named = center if isinstance(center, Mapping) else {}
+    chosen = {p.data_ptr() for p in space.parameters}
+    frozen = {n: p for n, p in space.model.named_parameters() if p.data_ptr() not in chosen}
+    # others cannot be hashed; there is no surface of a model that has them
+    dense = {n: b for n, b in space.model.named_buffers() if b.layout == torch.strided}
+    moved = space.vector(center, what="`center`")
+    return {
+        "parameters": digest_of({"": moved, **_instead_of(frozen, named)}),
+        "buffers": digest_of(_instead_of(dense, named)),
+    }
+
+
+def _instead_of(live: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a model once those of a state are copied into them."""
+    return {n: state[n].to(t) if n in state else t for n, t in live.items()}

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from landscapex.engine.capture import capture, evaluate_part
 from landscapex.engine.plan import Plan
+from landscapex.engine.program import Grid
 from landscapex.engine.sharing import operator_name
-from landscapex.engine.steps import Grid
 from landscapex.losses import resolve
 from landscapex.parameters import ParameterSpace
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from landscapex._batch import tensor_leaves
 from landscapex.engine.capture import capture, evaluate_part
-from landscapex.engine.lowering.core import Denominator, Lowered
+from landscapex.engine.lowering.lanes import Denominator, Lowered
 from landscapex.engine.lowering.lower import lower
 from landscapex.engine.plan import Plan
-from landscapex.engine.steps import Buffer, Table
+from landscapex.engine.program import Buffer
+from landscapex.engine.steps import Table
 from landscapex.losses import resolve
 
 Env = dict[str, Tensor]

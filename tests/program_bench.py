@@ -5,20 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+import emulated_device
 import numpy as np
 import program_reference as reference
 import pytest
 
-from landscapex.engine.steps import (
-    Buffer,
-    Contract,
-    Grid,
-    Program,
-    Step,
-    Weight,
-    contract_order,
-    table,
-)
+from landscapex.engine.program import Buffer, Grid, Program, Weight
+from landscapex.engine.steps import Contract, Step, Winograd, table
+from landscapex.engine.weight_order import contract_order
 
 native = pytest.importorskip("landscapex._program")
 
@@ -27,9 +21,19 @@ SAMPLES = 19  # two tiles of 16, or one with unused lanes
 POINTS = ((0.0, 0.0, 0.0), (0.7, -1.3, 0.4))
 
 
-@pytest.fixture(params=native.isas().split(","))
+DEVICE = "emulated CUDA"
+_where = ["processor"]
+
+
+@pytest.fixture(params=[*native.isas().split(","), DEVICE])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set of this processor in turn."""
+    """Every instruction set of this processor in turn, and the emulation of a device."""
+    if request.param == DEVICE:
+        pytest.importorskip("landscapex._program_emulated")
+        _where.append(DEVICE)
+        yield DEVICE
+        _where.pop()
+        return
     before = native.isa()
     try:
         native.set_isa(request.param)
@@ -60,6 +64,10 @@ def execute(
     Returns:
         Sums ``[G, terms]``, and for each point the outputs ``[samples, elements]``.
     """
+    if _where[-1] == DEVICE:
+        if any(isinstance(s, Winograd) for s in program.steps):
+            pytest.skip("a device has no Winograd step")
+        return emulated_device.execute(program, inputs, weights, points, lanes)
     samples = len(next(iter(inputs.values())))
     tiles = -(-samples // lanes)
     arrays: list[Array | None] = [None] * len(program.buffers)

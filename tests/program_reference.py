@@ -15,27 +15,25 @@ import numpy as np
 from program_functions import LOSSES, activate, sigmoid
 from program_rules import block, is_shared
 
+from landscapex.engine.program import Grid, Program, Weight
 from landscapex.engine.steps import (
     MAP_OPS,
-    ROWS,
     Contract,
     CrossEntropy,
     ElementLoss,
     Embedding,
-    Grid,
     GruCell,
     Hits,
     LstmCell,
     Map,
     MatMul,
     Normalize,
-    Program,
     Reduce,
     Softmax,
     Step,
-    Weight,
     Winograd,
 )
+from landscapex.engine.weight_order import ROWS
 
 Array = np.ndarray
 Buffers = dict[int, Array]

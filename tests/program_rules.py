@@ -6,18 +6,17 @@ import math
 
 import numpy as np
 
+from landscapex.engine.program import Grid, Program
 from landscapex.engine.steps import (
     Contract,
     CrossEntropy,
     ElementLoss,
     Embedding,
-    Grid,
     GruCell,
     Hits,
     LstmCell,
     Map,
     MatMul,
-    Program,
     Reduce,
     Step,
     Winograd,

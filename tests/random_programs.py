@@ -11,26 +11,22 @@ import program_reference as reference
 import program_rules
 import torch
 
-from landscapex.engine.lowering.core import Input, Lowered, Scalar
+from landscapex.engine.lowering.lanes import Input, Lowered, Scalar
 from landscapex.engine.plan import Slot
+from landscapex.engine.program import Buffer, Grid, Program, Term, Weight
 from landscapex.engine.steps import (
     NONE,
     Activation,
-    Buffer,
     Contract,
     ElementLoss,
-    Grid,
     Map,
     Operand,
-    Program,
     Reduce,
     Softmax,
     Step,
-    Term,
-    Weight,
-    contract_order,
     table,
 )
+from landscapex.engine.weight_order import contract_order
 
 Array = np.ndarray
 SAMPLES = 3

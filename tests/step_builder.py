@@ -17,19 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from landscapex.engine.steps import (
-    Buffer,
-    Contract,
-    Grid,
-    Map,
-    Operand,
-    Program,
-    Step,
-    Term,
-    Weight,
-    contract_order,
-    table,
-)
+from landscapex.engine.program import Buffer, Grid, Program, Term, Weight
+from landscapex.engine.steps import Contract, Map, Operand, Step, table
+from landscapex.engine.weight_order import contract_order
 
 Array = np.ndarray
 EMPTY = table(np.zeros(0))

@@ -10,16 +10,8 @@ from step_builder import Array, Builder, Shape, StepCase, case, padded, rows, st
 from torch import Tensor
 from torch.nn import functional as F
 
-from landscapex.engine.steps import (
-    Activation,
-    Contract,
-    Grid,
-    Map,
-    MatMul,
-    Operand,
-    Winograd,
-    table,
-)
+from landscapex.engine.program import Grid
+from landscapex.engine.steps import Activation, Contract, Map, MatMul, Operand, Winograd, table
 
 
 @case((1,), (7,), (8,), (9,), (20,))

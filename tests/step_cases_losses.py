@@ -11,7 +11,8 @@ from step_builder import Array, Builder, StepCase, case, rows, steps_from
 from torch import Tensor
 from torch.nn import functional as F
 
-from landscapex.engine.steps import Contract, CrossEntropy, ElementLoss, Grid, Hits, Step, table
+from landscapex.engine.program import Grid
+from landscapex.engine.steps import Contract, CrossEntropy, ElementLoss, Hits, Step, table
 
 ENTROPIES: dict[str, dict[str, Any]] = {
     "plain": {},

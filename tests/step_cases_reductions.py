@@ -11,9 +11,9 @@ from step_builder import Array, Builder, Shape, StepCase, case, rows, steps_from
 from torch import Tensor
 from torch.nn import functional as F
 
+from landscapex.engine.program import Grid
 from landscapex.engine.steps import (
     Activation,
-    Grid,
     Map,
     Normalize,
     Operand,

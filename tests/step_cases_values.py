@@ -10,12 +10,12 @@ from step_builder import EMPTY, Builder, StepCase, case, rows, steps_from
 from torch import Tensor
 from torch.nn import functional as F
 
+from landscapex.engine.program import Grid
 from landscapex.engine.steps import (
     NONE,
     Activation,
     Contract,
     Embedding,
-    Grid,
     GruCell,
     LstmCell,
     Map,

@@ -21,16 +21,9 @@ from landscapex import axes
 from landscapex.engine import choice, validation
 from landscapex.engine.compiled import CompiledEngine
 from landscapex.engine.preparation import PlanCache
-from landscapex.engine.steps import (
-    Activation,
-    Buffer,
-    Contract,
-    Grid,
-    Program,
-    Weight,
-    contract_order,
-    table,
-)
+from landscapex.engine.program import Buffer, Grid, Program, Weight
+from landscapex.engine.steps import Activation, Contract, table
+from landscapex.engine.weight_order import contract_order
 from landscapex.errors import CaptureError
 
 native = pytest.importorskip("landscapex._program")

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from landscapex.engine.capture import evaluate_part, form_of
 from landscapex.engine.plan import NotCapturedError
+from landscapex.engine.program import Grid
 from landscapex.engine.sharing import operator_name
-from landscapex.engine.steps import Grid
 from landscapex.errors import ArgumentError
 from landscapex.losses import resolve
 

@@ -221,6 +221,15 @@ def test_half_of_a_plane_may_be_the_way_to_the_solution(training):
     assert np.abs(path.coordinates[:, 1]).max() < 0.1 * along.beta.max()
 
 
+def test_runs_of_a_random_plane_are_what_runs_of_projections_are(training):
+    """Arrays too, and a folder is opened once: it may be that of a run that goes on."""
+    objective, states = training
+    points = np.stack([objective.space.vector(s, what="a state").numpy() for s in states])
+    drawn = random_plane(points, objective, seed=1, **QUIET)
+    expected = random_plane(states, objective, seed=1, **QUIET)
+    np.testing.assert_array_equal(drawn.coordinates, expected.coordinates)
+
+
 def test_a_plane_needs_the_number_of_its_solution(training):
     objective, states = training
     with pytest.raises(ArgumentError, match="`solution` must be the number of a checkpoint"):

@@ -201,6 +201,59 @@ def models_as_convolution(model: nn.Sequential) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+def in_float32(sizes):
+    model, x, y = classifier()
+    return hessian(
+        model.float(), split(x.float(), y, sizes), "cross_entropy", kind="ggn"
+    )  # fmt: skip
+
+
+def test_the_callers_autocast_changes_no_bit():
+    """Neither of what is averaged nor of products taken later."""
+    operator = in_float32([16, 7])
+    plain, vector = operator.class_decomposition(), torch.randn(operator.size)
+    wanted = {name: part @ vector for name, part in plain.parts.items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = in_float32([16, 7]).class_decomposition()
+        for name in PARTS:
+            assert torch.equal(plain.parts[name] @ vector, wanted[name]), name
+            assert torch.equal(inside.parts[name] @ vector, wanted[name]), name
+        axes = inside.directions(2).vectors
+    assert torch.equal(inside.class_means, plain.class_means)
+    assert torch.equal(inside.cross_deviations, plain.cross_deviations)
+    assert np.array_equal(inside.weights, plain.weights)
+    assert np.array_equal(inside.class_eigenvalues, plain.class_eigenvalues)
+    assert axes.dtype == torch.float32
+    assert torch.equal(axes, plain.directions(2).vectors)
+
+
+def test_gradients_in_float32_are_averaged_in_float64():
+    """Of 23 batches of one sample: their own gradients are all that is rounded."""
+    model, x, y = classifier()
+    model, x = model.float(), x.float()
+    found = in_float32([1] * 23).class_decomposition()
+    sums = torch.zeros(CLASSES, CLASSES, len(found.class_means[0])).double()
+    mass = torch.zeros(CLASSES, CLASSES).double()
+    for xi, c in zip(x, y, strict=True):
+        output = model(xi[None])
+        p = output.detach().softmax(1)
+        for other in range(CLASSES):
+            residual = p.clone()
+            residual[0, other] -= 1
+            pulled = torch.autograd.grad(
+                output, model.parameters(), residual * p[0, other], retain_graph=True
+            )
+            sums[c, other] += torch.cat([g.reshape(-1) for g in pulled]).double() / 23
+            mass[c, other] += p[0, other].double() / 23
+    off = ~torch.eye(CLASSES, dtype=torch.bool)
+    means = (sums * off[..., None]).sum(1) / (mass * off).sum(1, keepdim=True)
+    assert torch.allclose(found.class_means, means, rtol=1e-12, atol=1e-15)
+    expected = (sums / mass[..., None] - means[:, None]) * off[..., None]
+    assert torch.allclose(found.cross_deviations, expected, rtol=1e-10, atol=1e-14)
+    values = torch.linalg.eigvalsh(means.T * (mass * off).sum(1) @ means).flip(0)[:CLASSES]
+    assert found.class_eigenvalues == pytest.approx(values.numpy(), rel=1e-10)
+
+
 def test_weight_decay_is_left_out():
     model, x, y = classifier()
     decayed = lx.Objective(model, [(x, y)], "cross_entropy", weight_decay=1.0)

@@ -354,6 +354,43 @@ def test_the_same_bits_from_shards(finished, tmp_path):
     assert lx.merge(out).equals(finished)
 
 
+def holding(out=None, **options):
+    """A map of a loss that holds a parameter itself, but only on the right; neither finite at the
+    centre nor, in its derivatives, in the first row of points."""
+    point = Point()
+    held = point.x
+
+    def loss(model, batch):
+        x, y = held[0] if float(model.x) > 0.2 else model.x[0], model.y[0]
+        return (x + 1) ** 0.5 + y**2 + 0.1 / (x**2 + y**2)
+
+    objective = lx.Objective(point, None, loss)
+    with pytest.warns(LandscapexWarning):
+        return curvature_map(objective, directions=UNIT, points=(5, 7), out=out, **QUIET, **options)
+
+
+def test_a_centre_that_is_not_finite_decides_nothing_for_the_other_points(tmp_path):
+    """Neither does the first point of a shard: a process that begins elsewhere agrees."""
+    whole = holding()
+    assert whole.loss[2, 3] == math.inf
+    assert np.isnan(whole["smallest"][0]).all()
+    assert whole.provenance["curvature"]["start"].startswith("random")
+    for i, j in ((1, 0), (1, 6), (3, 2), (4, 5)):
+        x, y = whole.coordinates[0][i], whole.coordinates[1][j]
+        r = x**2 + y**2
+        mixed = 0.8 * x * y / r**3
+        low, high = np.linalg.eigvalsh([
+            [-0.25 * (x + 1) ** -1.5 + (0.6 * x**2 - 0.2 * y**2) / r**3, mixed],
+            [mixed, 2 + (0.6 * y**2 - 0.2 * x**2) / r**3],
+        ])  # fmt: skip
+        assert whole["smallest"][i, j] == pytest.approx(low, rel=1e-10)
+        assert whole["largest"][i, j] == pytest.approx(high, rel=1e-10)
+    out = tmp_path / "s.nc"
+    for i in (1, 0):
+        holding(out=out, shard=(i, 2))
+    np.testing.assert_array_equal(bits(lx.merge(out)), bits(whole))
+
+
 def test_fault_02_a_slow_point_is_given_up_and_computed_later(finished, tmp_path, monkeypatch):
     """Between two products: a point of a large network takes minutes."""
     monkeypatch.setattr(interrupts, "GRACE", 0.05)
@@ -448,6 +485,9 @@ def test_trap_21_the_model_and_the_generators_come_back_bit_for_bit(generators_u
 def test_the_provenance_says_what_was_computed(finished):
     about = finished.provenance
     assert about["curvature"]["kind"] == "hessian"
+    assert about["curvature"]["matrix"] == "Hessian"
+    ggn = small(kind="ggn", points=2).provenance["curvature"]
+    assert (ggn["kind"], ggn["matrix"]) == ("ggn", "Gauss-Newton matrix")
     assert about["curvature"]["parameters"] == 43
     assert about["curvature"]["start"].startswith("eigenvectors at the centre")
     assert set(about["center"]) == {"loss", *COLUMNS}

@@ -20,12 +20,15 @@ from torch import nn
 from torch.nn import functional as F
 
 import landscapex as lx
+from landscapex.curvature.lanczos import eigenpairs
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.curvature.operators import KINDS, hessian, linearize
+from landscapex.curvature.trace import trace
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
     EmptyDataError,
+    LandscapexWarning,
     LossError,
     ModelChangedError,
     NondeterministicLossError,
@@ -643,6 +646,98 @@ def test_provenance_and_repr():
     assert isinstance(operator, SymmetricOperator)
 
 
+NAMES = {
+    "hessian": "Hessian",
+    "ggn": "Gauss-Newton matrix",
+    "fisher": "Fisher matrix",
+    "empirical_fisher": "empirical Fisher matrix",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_result_says_of_what_matrix_it_is(kind):
+    model, x, y = classifier()
+    operator = hessian(model, split(x, y, [8, 2]), "cross_entropy", kind=kind)
+    name = NAMES[kind]
+    assert operator.name == operator.provenance["matrix"] == name
+    graph = "the gradient" if kind == "hessian" else "the output and its Jacobian"
+    words = f"{name}: the graph of {graph}, kept for 2 of 2 batches"
+    assert operator.provenance["method"].startswith(words)
+    pairs, density = operator.eigenvalues(2), operator.spectral_density(probes=1, steps=5)
+    results = {
+        "Eigenpairs": pairs,
+        "SpectralDensity": density,
+        "TraceEstimate": operator.trace(products=12),
+        "DiagonalEstimate": operator.diagonal(products=12),
+        "Estimate": density.outliers(0.1),
+    }
+    for start, found in results.items():
+        assert found.matrix == name
+        assert repr(found).startswith(f"{start}({name}, ")
+    assert operator.trace(products=99).effective_rank.matrix == name
+    assert operator.diagonal(products=99).trace.matrix == name
+    of = "" if kind == "hessian" else f" of the {name}"
+    assert pairs.directions(operator).axes[1].label.startswith(f"eigenvector 2{of} (")
+    block = operator.restrict("0.*")
+    assert block.eigenvalues(1).matrix == block.name == name
+    titles = [figure.axes[0].get_title("left") for figure in (pairs.plot(), density.plot())]
+    assert titles[0].split() == f"2 eigenvalues of the {name} (LA)".split()
+    assert titles[1].split() == f"Spectral density of 43 eigenvalues of the {name}".split()
+
+
+def test_parts_of_a_matrix_say_which():
+    model, x, y = classifier()
+    found = hessian(model, [(x, y)], "cross_entropy", kind="ggn").class_decomposition()
+    for part, operator in found.parts.items():
+        assert operator.name == f"part {part!r} of the Gauss-Newton matrix"
+    assert found.traces(products=12)["cross"].matrix == found.parts["cross"].name
+    assert found.directions(1).axes[0].label.startswith("between classes 1 of the Gauss-Newton m")
+
+
+def test_products_by_the_models_own_tensors_say_so():
+    model, x, y = classifier()
+    held = model[0].weight
+    objective = lx.Objective(
+        model, [(x, y)], lambda m, b: F.cross_entropy(m(b[0]), b[1]) + held.square().sum()
+    )
+    method = hessian(objective).provenance["method"]
+    assert method.startswith("Hessian: the gradient of every batch anew at each product, by the mo")
+
+
+def test_warnings_point_at_the_line_that_asked():
+    model, x, y = classifier()
+    operator = hessian(model, [(x, y)], "cross_entropy")
+    asked = [
+        lambda: operator.eigenvalues(3, max_products=8),
+        lambda: eigenpairs(operator, 3, max_products=8),
+        lambda: operator.trace(products=12, tol=1e-9),
+        lambda: trace(operator, products=12, tol=1e-9),
+    ]
+    for ask in asked:
+        with pytest.warns(LandscapexWarning, match="products") as caught:
+            ask()
+        assert [w.filename for w in caught] == [__file__]
+        assert caught[0].lineno == ask.__code__.co_firstlineno
+
+
+def test_derivatives_that_are_not_finite_by_a_parameter_that_is_held():
+    """The copies of a linearisation know nothing of it; theirs would be zero."""
+    for held in (True, False):
+        model = nn.Linear(3, 1, bias=False).double()
+        model.weight.data.zero_()
+        own = model.weight
+
+        def loss(m, batch, own=own, held=held):
+            return (own if held else m.weight).abs().sqrt().sum()
+
+        operator = hessian(lx.Objective(model, None, loss))
+        assert not torch.isfinite(operator.gradient).any()
+        assert not torch.isfinite(operator @ torch.ones(3)).any()
+        assert ("own tensors" in operator.provenance["method"]) == held
+        assert np.isnan(operator.provenance["asymmetry"])
+        assert not operator.plan.known
+
+
 class Half(torch.autograd.Function):
     """Its backward pass computes where torch does not see it."""
 
@@ -694,8 +789,9 @@ def test_no_grad_around_it_does_not_matter():
     ("options", "error", "match"),
     [
         ({"kind": "gauss"}, ArgumentError, "`kind` must be one of hessian, ggn, fisher, empirical"),
-        ({"kind": "fisher", "samples": 0}, ArgumentError, "`samples` must be .* at least 1, got 0"),
-        ({"memory": -1}, ArgumentError, "`memory` must be None or bytes of at least 0, got -1"),
+        ({"kind": "fisher", "samples": 0}, ArgumentError, "`samples` must be at least 1, got 0"),
+        ({"memory": -1}, ArgumentError, "`memory` must be at least 0, got -1"),
+        ({"memory": 0.5}, ArgumentTypeError, "`memory` must be a whole number, got 0.5"),
         ({"seed": 1.5}, ArgumentTypeError, "`seed` must be a whole number, got 1.5"),
         ({"params": "9.*"}, ParameterMismatchError, r"`params` must name parameters .* '9\.\*'"),
         (

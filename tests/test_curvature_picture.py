@@ -29,7 +29,7 @@ def _no_warnings():
         yield
 
 
-def make_map(**columns):
+def make_map(provenance=None, **columns):
     """A map of 5 x 7 points that is different in every direction."""
     smallest, largest = A - 2 * B - 0.5, 5 + A + 3 * B**2
     values = {
@@ -41,7 +41,7 @@ def make_map(**columns):
         AxisInfo(name, tuple(c), f"random direction {k}", "1 = ‖d‖")
         for k, (name, c) in enumerate((("alpha", X), ("beta", Y)))
     ]
-    header = RunHeader("surface", tuple(axes), tuple(values), {})
+    header = RunHeader("surface", tuple(axes), tuple(values), {}, provenance=provenance or {})
     table = np.stack([v.ravel() for v in values.values()], axis=1)
     return Surface.from_run(header, np.ones(35, bool), table)
 
@@ -59,6 +59,14 @@ def test_the_picture_shows_loss_ratio_and_both_ends():
         np.testing.assert_allclose(mesh.get_array().data, drawn.T)  # alpha runs to the right
         assert "not converged" not in legend(ax)
     figure.canvas.draw()
+
+
+@pytest.mark.parametrize("matrix", ["Hessian", "Gauss-Newton matrix"])
+def test_titles_say_of_what_matrix_the_eigenvalues_are(matrix):
+    axes = map_figure(make_map({"curvature": {"matrix": matrix}}), "", "auto", None).axes
+    shown = [" ".join(ax.get_title("left").split()) for ax in axes[2:4]]
+    assert shown[0] == f"smallest eigenvalue λmin of the {matrix} (blue: below 0)"
+    assert shown[1] == f"largest eigenvalue λmax of the {matrix}"
 
 
 def legend(ax):

@@ -35,12 +35,12 @@ def test_the_bound_of_kuczynski_and_wozniakowski():
     missed = np.zeros(4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LandscapexWarning)
-        for seed in range(100):
+        for seed in range(200):
             few = eigenpairs(operator, 1, max_products=13, tol=1e-13, seed=seed)
             assert few.steps == 12
             missed += (1 - few.values[0]) > accuracies
     bounds = np.array([few.failure_probability(a) for a in accuracies])
-    assert (missed / 100 <= bounds).all()
+    assert (missed / 200 <= bounds).all()
     assert 0 < bounds[-1] < 0.01
     assert missed[0] > 0
 
@@ -87,6 +87,23 @@ def test_alignment_needs_as_many_pairs_over_the_same_parameters():
         found.align(eigenpairs(operator_of(goe(20)), 2))
     with pytest.raises(ArgumentError, match="`other` must be over P = 20 parameters, got 21"):
         found.align(eigenpairs(operator_of(goe(21)), 3))
+
+
+def test_the_share_of_a_vector_in_the_span():
+    found = eigenpairs(operator_of(rotated(np.r_[3, 2, BULK[:30]])), 2)
+    first, second = found.vectors
+    outside = torch.linalg.qr(torch.cat([found.vectors, torch.ones(1, 32).double()]).T)[0][:, 2]
+    assert found.share(3 * first - 4 * second) == pytest.approx(1, rel=1e-14)
+    assert found.share(outside) < 1e-28
+    assert found.share(2 * first - outside) == pytest.approx(0.8, rel=1e-12)
+    assert found.share((2 * first - outside).float()) == pytest.approx(0.8, rel=1e-6)
+    for vector, message in (
+        (torch.ones(31), r"`vector` must have shape \(32,\), got \(31,\)"),
+        (torch.zeros(32), r"`vector` must have a finite length above 0, got 0\.0"),
+        (torch.full((32,), math.nan), "`vector` must have a finite length above 0, got nan"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            found.share(vector)
 
 
 def quadratic(values: np.ndarray, floor: float) -> tuple[lx.Objective, SymmetricOperator]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import landscapex as lx
-from landscapex import _line_measures, results
+from landscapex import _line_measures, opening
 from landscapex._pictures.interpolation import interpolation
 from landscapex.engine.native import unavailable
 from landscapex.errors import (
@@ -425,7 +425,7 @@ def test_shards_give_the_same_bits(tmp_path):
     out = tmp_path / "line.nc"
     for k in (1, 0):
         between(a, b, data, loss, points=37, out=out, shard=(k, 2))
-    assert results.merge(out).equals(whole)
+    assert opening.merge(out).equals(whole)
 
 
 @pytest.mark.skipif(unavailable() is not None, reason="the compiled engine is not built")

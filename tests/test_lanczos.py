@@ -374,18 +374,16 @@ def test_values_come_in_the_order_that_is_documented():
 
 
 ERRORS = [
-    ({"k": 0}, "`k` must be a whole number from 1 to P = 10, got 0"),
-    ({"k": 11}, "`k` must be a whole number from 1 to P = 10, got 11"),
-    ({"k": 2.0}, "`k` must be a whole number .* got 2.0"),
-    ({"k": True}, "`k` must be a whole number .* got True"),
+    ({"k": 0}, "`k` must be from 1 to P = 10, got 0"),
+    ({"k": 11}, "`k` must be from 1 to P = 10, got 11"),
     ({"which": "LI"}, "`which` must be one of LA, SA, LM, BE, got 'LI'"),
     ({"tol": 0.0}, "`tol` must be a finite number above 0, got 0.0"),
     ({"tol": math.nan}, "`tol` must be a finite number above 0, got nan"),
     ({"tol": "fine"}, "`tol` must be a finite number above 0, got 'fine'"),
-    ({"block": 0}, "`block` must be a whole number from 1 to P = 10, got 0"),
-    ({"block": 11}, "`block` must be a whole number from 1 to P = 10, got 11"),
-    ({"basis": 3}, "`basis` must be a whole number of at least 4 for k = 3, got 3"),
-    ({"max_products": 5}, "`max_products` must be .* at least 2 k = 6, got 5"),
+    ({"block": 0}, "`block` must be from 1 to P = 10, got 0"),
+    ({"block": 11}, "`block` must be from 1 to P = 10, got 11"),
+    ({"basis": 3}, "`basis` must be at least 4 for k = 3, got 3"),
+    ({"max_products": 5}, "`max_products` must be at least 2 k = 6, got 5"),
     ({"start": torch.ones(9)}, r"`start` must have shape .* P = 10 .* got \(9,\)"),
     ({"start": torch.ones(2, 10)}, r"`start` must have .* j <= block = 1, got \(2, 10\)"),
     ({"start": torch.zeros(10)}, "`start` must be finite and not zero, got a row of length 0.0"),
@@ -402,6 +400,11 @@ def test_bad_arguments_are_named(arguments, message):
 def test_bad_types_are_named():
     with pytest.raises(ArgumentTypeError, match="`operator` must be a SymmetricOperator, got Te"):
         eigenpairs(goe(3), 1)
+    for name, value in (("k", 2.0), ("block", True), ("basis", "9"), ("max_products", 8.5)):
+        with pytest.raises(
+            ArgumentTypeError, match=f"`{name}` must be a whole number, got {value!r}"
+        ):
+            eigenpairs(operator_of(goe(9)), **{"k": 2, name: value})
     with pytest.raises(ArgumentTypeError, match=r"`seed` must be a whole number, got 0\.5"):
         eigenpairs(operator_of(goe(3)), 1, seed=0.5)
     with pytest.raises(ArgumentTypeError, match="`start` must be a tensor or None, got list"):

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landscapex.engine.lowering.contractions import pays
-from landscapex.engine.lowering.core import FromBatch, Lanes, Lowered, Lowering
+from landscapex.engine.lowering.lanes import FromBatch, Lanes, Lowered
 from landscapex.engine.lowering.lower import lower
+from landscapex.engine.lowering.walk import Lowering
 from landscapex.engine.plan import NotCapturedError
-from landscapex.engine.steps import Contract, Grid, Map
+from landscapex.engine.program import Grid
+from landscapex.engine.steps import Contract, Map
 from landscapex.metrics import Rule
 
 SAMPLES = 5

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landscapex.engine.capture import capture
-from landscapex.engine.lowering.core import Lowered
+from landscapex.engine.lowering.lanes import Lowered
 from landscapex.engine.lowering.lower import lower
 from landscapex.engine.plan import NotCapturedError
-from landscapex.engine.steps import CrossEntropy, Grid, MatMul, Reduce, Softmax
+from landscapex.engine.program import Grid
+from landscapex.engine.steps import CrossEntropy, MatMul, Reduce, Softmax
 from landscapex.losses import resolve
 from landscapex.metrics import resolve_metrics
 

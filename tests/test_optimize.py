@@ -15,16 +15,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from landscapex.engine.lowering import fusion
-from landscapex.engine.lowering.core import Lowered
+from landscapex.engine.lowering.lanes import Lowered
 from landscapex.engine.lowering.optimize import optimize
+from landscapex.engine.program import Grid, Program
 from landscapex.engine.steps import (
     Activation,
     Contract,
-    Grid,
     LstmCell,
     Map,
     MatMul,
-    Program,
     Reduce,
     Winograd,
     table,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import landscapex as lx
-from landscapex import coststrip, projections
+from landscapex import coststrip, projections, runs
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -167,6 +167,25 @@ def test_a_checkpoint_that_is_not_finite_has_no_coordinates():
     assert "largest residual" in repr(found)
 
 
+def test_one_parameter_leaves_no_room_for_a_residual():
+    """There is no direction across the line: none is made of NaN."""
+    found = residual_coordinates([torch.tensor([x]) for x in (0.5, 2.0, 1.75)])
+    assert found.beta.tolist() == [0, 0, 0]
+    assert found.alpha.tolist() == [0, 1.5, 1.25]
+    message = "a direction across the line to the solution must have at least 2 parameters .* got 1"
+    with pytest.raises(ArgumentError, match=message):
+        found.direction(1)
+    objective = lx.Objective(
+        nn.Linear(1, 1, bias=False), (torch.ones(2, 1), torch.ones(2, 1)), "mse_loss"
+    )
+    run = [torch.tensor([x]) for x in (0.5, 2.0)]
+    for offsets in (None, [-1.0, 0.0, 1.0]):
+        with pytest.raises(ArgumentError, match=message):
+            cost_strip(objective, run, offsets=offsets, **QUIET)
+    two = residual_coordinates([torch.tensor([x, 3.0]) for x in (0.5, 2.0)]).direction(0)
+    assert two.abs().tolist() == pytest.approx([0, 1], abs=1e-15)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -232,6 +251,33 @@ def test_the_run_lies_on_the_strip(run):
         at = strip.offsets.tolist().index(along.beta[t])
         true = objective.loss(state)
         assert strip.loss[t, at] == strip.true_loss[t] == true
+
+
+def test_a_strip_opens_its_run_once_and_reads_a_checkpoint_once_per_column(
+    run, tmp_path, monkeypatch
+):
+    """A run that is still being recorded must not grow between two looks at it."""
+    model, states, data = run
+    for k, state in enumerate(states):
+        torch.save(state, tmp_path / f"step-{k}.pt")
+    (tmp_path / "notes.pt").touch()
+    objective = lx.Objective(model, data, "cross_entropy")
+    expected = cost_strip(objective, states, points=3, **QUIET)
+    read, count = runs.Checkpoint.read, []
+
+    def counted(checkpoint):
+        if not count:
+            torch.save(states[0], tmp_path / "step-6.pt")  # now there is one more
+        count.append(checkpoint.step)
+        return read(checkpoint)
+
+    monkeypatch.setattr(runs.Checkpoint, "read", counted)
+    with pytest.warns(LandscapexWarning, match="no step in the names of notes.pt") as warned:
+        strip = cost_strip(objective, tmp_path, points=3, **QUIET)
+    assert len(warned) == 1
+    np.testing.assert_array_equal(strip.loss, expected.loss)
+    # the line is between the last and the first; then its coordinates; then the columns
+    assert count == [5, 0, *range(6), *range(6)]
 
 
 def test_a_checkpoint_that_is_not_finite_leaves_its_column_out(run):

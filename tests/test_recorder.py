@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import multiprocessing
@@ -176,6 +177,40 @@ def test_the_last_step_is_kept_unless_the_model_has_moved_on(tmp_path):
             if changes:
                 train(model, 1)
         assert steps_in(record) == ([0, 10] if changes else [0, 10, 13])
+
+
+@pytest.mark.parametrize("layers", [1, 30])
+@pytest.mark.parametrize("which", ["all", "last"])
+def test_a_model_written_to_past_its_version_counters_has_moved_on(tmp_path, layers, which):
+    """``p.data -= lr * p.grad`` does not count as a change for torch."""
+    model = nn.Sequential(*[nn.Conv2d(2, 2, 3, padding=1) for _ in range(layers)])
+    model.to(memory_format=torch.channels_last)
+    model[0].bias.requires_grad_(False)
+    with Recorder(tmp_path, model, every=10) as record:
+        for step in range(14):
+            record(step)
+        for p in model.parameters() if which == "all" else model[-1].parameters():
+            p.data += 1e-3
+    assert steps_in(record) == [0, 10]
+
+
+def test_samples_lie_within_their_tensors_and_all_over_them():
+    layouts = [
+        torch.arange(1000.0), torch.arange(7.0), torch.tensor(3.0), torch.arange(6.0).view(2, 3),
+        torch.arange(40_000.0).view(200, 200).T, torch.arange(9000.0).view(3, 1000, 3)[:, ::7, 1:],
+        torch.arange(4000.0).view(2, 5, 20, 20).to(memory_format=torch.channels_last),
+        torch.zeros(0, 3), torch.view_as_complex(torch.arange(100.0).view(50, 2)).conj(),
+    ]  # fmt: skip
+    for t in layouts:
+        seen = recorder._sample(nn.Parameter(t))
+        entries = t.reshape(-1).tolist()
+        assert len(seen) == min(32, max(t.shape, default=1)) * bool(t.numel())
+        assert set(seen.tolist()) <= set(entries)
+        if len(seen) > 1:
+            assert len(set(seen.tolist())) == len(seen)
+            longest = max(t.shape)
+            step = (longest - 1) // (len(seen) - 1)
+            assert step * (len(seen) - 1) > 0.5 * (longest - 1)  # not its beginning alone
 
 
 def test_after_an_exception_nothing_more_is_kept(tmp_path):
@@ -647,6 +682,71 @@ def test_transformers_callback_records_the_start_every_update_and_the_end(tmp_pa
     assert [c.epoch for c in found] == [0.0, 0.6, 1.0]
     assert [c.lr for c in found] == [0.5] * 3
     assert bits(found[-1].read()) == bits(model.state_dict())
+
+
+def test_transformers_callback_leaves_no_lock_when_training_fails(tmp_path):
+    """That Trainer tells no callback that training has failed, and a notebook goes on."""
+    model = network()
+    callback = Recorder(tmp_path, model, every=2).transformers()
+    trainer = TransformersTrainer(model, callback)
+    trainer.call("on_train_begin")
+    train(model, 1)
+    trainer.state.global_step = 2
+    trainer.call("on_step_end")  # and now an exception in the next step
+    assert not list(tmp_path.glob("*.lock"))
+    with Recorder(tmp_path, model, resume=True) as record:
+        assert record(3)
+    assert steps_in(tmp_path) == [0, 2, 3]
+    del callback
+
+
+def test_fault_06_transformers_callbacks_do_not_share_a_folder(tmp_path):
+    one, other = (Recorder(tmp_path, network()).transformers() for _ in range(2))
+    TransformersTrainer(network(), one).train(1)
+    with pytest.raises(OutputError, match="holds a run of 2 checkpoints"):
+        TransformersTrainer(network(), other).train(1)
+    assert steps_in(tmp_path) == [0, 1]
+
+
+@pytest.mark.parametrize("kind", ["lightning", "transformers"])
+def test_training_that_starts_again_is_never_mixed_with_the_first(tmp_path, kind):
+    """Steps that come again are not skipped: they must be the same bit by bit."""
+    model = network()
+    start = copy.deepcopy(model.state_dict())
+    if kind == "lightning":
+        callback = Recorder(tmp_path, model).lightning()
+        begin, step = "on_train_start", ("on_train_batch_end", {"loss": torch.ones(())}, None, 0)
+        trainer = LightningTrainer(model, callback)
+        place = trainer
+    else:
+        callback = Recorder(tmp_path, model).transformers()
+        begin, step = "on_train_begin", ("on_step_end",)
+        trainer = TransformersTrainer(model, callback)
+        place = trainer.state
+
+    def advance(last):
+        trainer.call(begin)
+        while place.global_step < last:
+            torch.manual_seed(place.global_step)
+            train(model, 1)
+            place.global_step += 1
+            trainer.call(*step)
+
+    advance(3)  # and fails
+    if kind == "lightning":
+        trainer.call("on_exception", RuntimeError())
+    advance(4)  # goes on where it was
+    assert steps_in(tmp_path) == [0, 1, 2, 3, 4]
+    trainer.call("on_train_end")
+    advance(5)
+    assert steps_in(tmp_path) == [0, 1, 2, 3, 4, 5]
+    model.load_state_dict(start)
+    place.global_step = 0
+    advance(6)  # the same training once more
+    assert steps_in(tmp_path) == [0, 1, 2, 3, 4, 5, 6]
+    place.global_step = 0
+    with pytest.raises(ResumeMismatchError, match=r"step 0 is in .* with other weights"):
+        advance(1)
 
 
 def test_a_callback_has_no_other_attributes_than_hooks(tmp_path):

@@ -22,7 +22,7 @@ from matplotlib.text import Text
 from storage import bits, fill, make_header, make_values
 
 import landscapex as lx
-from landscapex import results, store
+from landscapex import opening, store
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -63,10 +63,10 @@ def test_trap_05_rows_are_alpha_and_columns_are_beta_through_journal_dataset_and
     header = make_header(3, 5, columns=("loss",))
     with Journal.open(out, header) as journal:
         fill(journal, plane().reshape(-1, 1))
-    from_journal = results.open(out)
+    from_journal = opening.open(out)
     from_journal.save(out)
     store.remove_journals(out)
-    from_file = results.open(out)
+    from_file = opening.open(out)
     for surface in (from_journal, from_file):
         assert surface.loss.tolist() == plane().tolist()
         dataset = surface.to_xarray()
@@ -96,7 +96,7 @@ def test_trap_07_what_was_computed_is_stored_bit_by_bit(out):
     nans = struct.unpack("3d", struct.pack("3Q", *payloads))
     surface = make_surface(7, values=[*nans, np.inf, -np.inf, -0.0, 1e-320], columns=("loss",))
     surface.save(out)
-    again = results.open(out)
+    again = opening.open(out)
     assert bits(again.loss) == bits(surface.loss)
     assert bits(again.loss)[:3] == payloads
     assert again.equals(surface)
@@ -107,7 +107,7 @@ def test_trap_07_what_was_computed_is_stored_bit_by_bit(out):
 def test_saving_and_opening_changes_nothing(tmp_path_factory, raw, done):
     surface = make_surface(2, 3, done=done, values=raw.view(np.float64))
     path = surface.save(tmp_path_factory.mktemp("r") / "s.nc")
-    again = results.open(path)
+    again = opening.open(path)
     assert again.equals(surface)
     assert surface.equals(again)
     assert again.provenance == surface.provenance
@@ -131,7 +131,7 @@ def test_the_parts_of_a_result():
     assert surface.provenance["seed"] == 0
     assert surface.provenance["fingerprint"] == header.fingerprint
     assert surface.provenance["recorded"] == header.recorded
-    assert surface.provenance["landscapex"] == results.package_version()
+    assert surface.provenance["landscapex"] == lx.__version__
     with pytest.raises(ArgumentError, match=r"`column` must be one of \('loss', 'accuracy'\), got"):
         surface["error"]
 
@@ -319,7 +319,7 @@ def test_a_dataset_that_is_no_surface_is_refused(out, change, message):
         Surface(dataset)
     store.write_dataset(dataset, out)
     with pytest.raises(CorruptFileError, match=message) as caught:
-        results.open(out)
+        opening.open(out)
     assert "is not a surface" in str(caught.value)
 
 
@@ -332,8 +332,8 @@ def test_only_a_dataset_makes_a_result():
 
 
 def test_the_public_names():
-    assert lx.open is results.open
-    assert lx.merge is results.merge
+    assert lx.open is opening.open
+    assert lx.merge is opening.merge
     assert lx.Surface is Surface
 
 
@@ -341,7 +341,7 @@ def test_a_journal_opens_as_a_surface_with_holes_while_the_run_goes_on(out):
     for path in (out, str(out), out.with_name("s.nc.journal")):
         with Journal.open(out, HEADER) as journal:
             fill(journal, VALUES, 8)
-            surface = results.open(path)
+            surface = opening.open(path)
             assert surface.path == Path(path)
         assert surface.evaluated.ravel().tolist() == [True] * 8 + [False] * 7
         assert bits(surface.loss.ravel()[:8]) == bits(VALUES[:8, 0])
@@ -355,10 +355,10 @@ def test_a_finished_result_goes_before_a_journal_unless_the_journal_is_asked_for
     finished.save(out)
     with Journal.open(out, HEADER) as journal:
         fill(journal, VALUES, 8)
-    assert results.open(out).equals(finished)
-    assert results.open(out.with_name("s.nc.journal")).evaluated.sum() == 8
+    assert opening.open(out).equals(finished)
+    assert opening.open(out.with_name("s.nc.journal")).evaluated.sum() == 8
     store.remove_journals(out)
-    assert results.open(out.with_name("s.nc.journal")).path == out  # its run has finished
+    assert opening.open(out.with_name("s.nc.journal")).path == out  # its run has finished
 
 
 def test_a_run_that_finishes_while_it_is_looked_for_is_found(out, monkeypatch):
@@ -369,23 +369,23 @@ def test_a_run_that_finishes_while_it_is_looked_for_is_found(out, monkeypatch):
         store.fail_missing(path)
 
     monkeypatch.setattr(store, "read_journals", gone)
-    assert results.open(out).equals(finished)
+    assert opening.open(out).equals(finished)
 
 
 def test_what_cannot_be_opened(out, tmp_path):
     with pytest.raises(CorruptFileError, match=r"s\.nc does not exist, and there is no journal"):
-        results.open(out)
+        opening.open(out)
     with pytest.raises(CorruptFileError, match="must be a regular file"):
-        results.open(tmp_path)
+        opening.open(tmp_path)
     with pytest.raises(OutputError, match="must be the name of a file, got ''"):
-        results.open("")
+        opening.open("")
     out.write_bytes(b"")
     with pytest.raises(CorruptFileError, match="an empty file"):
-        results.open(out)
+        opening.open(out)
     out.unlink()
     out.with_name("s.nc.journal").write_bytes(b"nothing\n")
     with pytest.raises(CorruptFileError, match="must begin with the header of a journal"):
-        results.open(out)
+        opening.open(out)
 
 
 def test_trap_41_a_pickle_is_not_opened(out, tmp_path):
@@ -396,7 +396,7 @@ def test_trap_41_a_pickle_is_not_opened(out, tmp_path):
     for name in ("s.nc", "s.nc.journal"):
         tmp_path.joinpath(name).write_bytes(pickle.dumps(Payload()))
         with pytest.raises(CorruptFileError):
-            results.open(tmp_path / name)
+            opening.open(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
 
@@ -416,13 +416,13 @@ def test_merging_shards_gives_the_file_of_one_run(tmp_path_factory, n):
     out = tmp_path_factory.mktemp("m") / "s.nc"
     for i in range(n):
         run_shard(out, i, n)
-    merged = results.merge(out)
+    merged = opening.merge(out)
     whole = out.with_name("whole.nc")
     with Journal.open(whole, HEADER) as journal:
         fill(journal, VALUES)
-    results.open(whole).save(whole)
+    opening.open(whole).save(whole)
     assert out.read_bytes() == whole.read_bytes()
-    assert merged.equals(results.open(out))
+    assert merged.equals(opening.open(out))
     assert merged.path == out
     assert sorted(os.listdir(out.parent)) == ["s.nc", "whole.nc", "whole.nc.journal"]
 
@@ -431,22 +431,22 @@ def test_merging_too_early_says_how_many_points_are_missing_and_keeps_the_journa
     run_shard(out, 0, 2)
     before = {p.name: p.read_bytes() for p in out.parent.iterdir()}
     with pytest.warns(LandscapexWarning, match=r"7 of 15 points of .*s\.nc are missing"):
-        partial = results.merge(out)
+        partial = opening.merge(out)
     assert partial.evaluated.sum() == 8
     assert {p.name: p.read_bytes() for p in out.parent.iterdir()} == before
     run_shard(out, 1, 2)
-    assert results.merge(out.with_name("s.nc.journal.shard0of2")).complete
+    assert opening.merge(out.with_name("s.nc.journal.shard0of2")).complete
     assert os.listdir(out.parent) == ["s.nc"]
-    assert results.merge(out).complete  # again, with nothing left to do
+    assert opening.merge(out).complete  # again, with nothing left to do
 
 
 def test_a_merge_that_died_while_it_deleted_journals_is_completed(out):
     for i in range(3):
         run_shard(out, i, 3)
     left = out.with_name("s.nc.journal.shard1of3").read_bytes()
-    merged = results.merge(out)
+    merged = opening.merge(out)
     out.with_name("s.nc.journal.shard1of3").write_bytes(left)
-    assert results.merge(out).equals(merged)
+    assert opening.merge(out).equals(merged)
     assert os.listdir(out.parent) == ["s.nc"]
 
 
@@ -455,7 +455,7 @@ def test_a_partial_merge_does_not_pass_for_the_finished_result_of_another_run(ou
     before = out.read_bytes()
     run_shard(out, 0, 2)
     with pytest.warns(LandscapexWarning, match="7 of 15 points"):
-        assert results.merge(out).evaluated.sum() == 8
+        assert opening.merge(out).evaluated.sum() == 8
     assert out.read_bytes() == before
 
 
@@ -464,13 +464,13 @@ def test_shards_of_different_runs_are_not_merged(out):
     run_shard(out, 1, 2, make_header(3, 5, fingerprint={"parameters": "0"}))
     before = sorted(os.listdir(out.parent))
     with pytest.raises(ResumeMismatchError, match=r"parameters: 3fa2c1 -> 0"):
-        results.merge(out)
+        opening.merge(out)
     assert sorted(os.listdir(out.parent)) == before
 
 
 def test_nothing_to_merge(out):
     with pytest.raises(CorruptFileError, match="does not exist, and there is no journal"):
-        results.merge(out)
+        opening.merge(out)
 
 
 def test_a_damaged_shard_is_not_merged(out):
@@ -479,7 +479,7 @@ def test_a_damaged_shard_is_not_merged(out):
     data = path.read_bytes()
     path.write_bytes(data.replace(b'"kind"', b'"kinD"'))
     with pytest.raises(CorruptFileError):
-        results.merge(out)
+        opening.merge(out)
     assert not out.exists()
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landscapex.engine.plan import Plan
+from landscapex.engine.program import Grid
 from landscapex.engine.sharing import RULES, label
-from landscapex.engine.steps import Grid
 
 
 @pytest.fixture(autouse=True)

@@ -17,29 +17,23 @@ from step_cases import CASES, StepCase
 from step_cases_contractions import CONVOLUTIONS
 from torch.nn import functional as F
 
+from landscapex.engine.program import Buffer, Grid, Program, Term, Weight
 from landscapex.engine.steps import (
     ACTIVATIONS,
     ELEMENT_LOSSES,
     MAP_OPS,
-    ROWS,
     Activation,
-    Buffer,
     Contract,
     CrossEntropy,
     ElementLoss,
-    Grid,
     Hits,
     Map,
     Operand,
-    Program,
     Reduce,
     Step,
-    Term,
-    Weight,
-    contract_order,
-    row_blocks,
     table,
 )
+from landscapex.engine.weight_order import ROWS, contract_order, row_blocks
 
 
 def assert_expected(case: StepCase, terms: np.ndarray, buffers: dict[int, np.ndarray]) -> None:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from intervals import covered
 from spectra import goe, operator_of, rotated
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from landscapex.curvature import draws
-from landscapex.curvature.estimates import Estimate, quantile
+from landscapex.curvature.estimates import Estimate, dot, quantile, skewness
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.curvature.sketch import leave_one_out
 from landscapex.curvature.trace import trace
@@ -30,6 +31,7 @@ SPECTRA = {
     "flat": np.linspace(1, 2, 80),
     "indefinite": np.concatenate([np.linspace(-1, 1, 75), [4.0, 5.0, 6.0, 8.0, 12.0]]),
     "geometric": 0.7 ** np.arange(80.0),
+    "rank one and noise": np.append(0.1 * np.random.default_rng(0).normal(size=79), 5.0),
 }
 METHODS = ["hutchinson", "hutch++", "xtrace"]
 
@@ -137,14 +139,18 @@ def test_trap_35_errors_have_the_coverage_they_promise(method, spectrum):
     assert errors == pytest.approx(spread, rel=0.15)
 
 
+@pytest.mark.parametrize("spectrum", ["flat", "harmonic", "rank one and noise"])
 @pytest.mark.parametrize("method", METHODS)
-def test_norm_and_rank_have_the_coverage_they_promise(method):
-    values = SPECTRA["indefinite"]
-    found, square = two_hundred(method, "indefinite"), float((values**2).sum())
+def test_trap_35_norm_and_rank_have_the_coverage_they_promise(method, spectrum):
+    """400 seeds, 12 products: squares are skewed, so that symmetric intervals of few of them lie
+    too low: 86 to 90 % for the last two spectra."""
+    values = SPECTRA[spectrum]
+    matrix, square = rotated(values, seed=1), float((values**2).sum())
+    found = [trace(operator_of(matrix), method=method, products=12, seed=s) for s in range(400)]
     norms = [f.frobenius_norm.interval(0.95) for f in found]
-    assert covered(norms, math.sqrt(square)) >= 0.88
+    assert 0.92 <= covered(norms, math.sqrt(square)) <= 0.98
     ranks = [f.effective_rank.interval(0.95) for f in found]
-    assert covered(ranks, values.sum() ** 2 / square) >= 0.88
+    assert 0.9 <= covered(ranks, values.sum() ** 2 / square) <= 0.985
 
 
 def test_few_samples_need_students_distribution():
@@ -160,10 +166,10 @@ def test_few_samples_need_students_distribution():
 
 
 def test_xtrace_errs_by_less_than_two_standard_errors():
-    """86 to 100 % of 100 seeds."""
-    matrix = rotated(1 / np.arange(1.0, 201) ** 1.5, seed=3)
+    """CHECKS F2: 86 to 100 % of the seeds."""
+    matrix = rotated(1 / np.arange(1.0, 101) ** 1.5, seed=3)
     truth = float(matrix.trace())
-    found = [trace(operator_of(matrix), method="xtrace", products=40, seed=s) for s in range(100)]
+    found = [trace(operator_of(matrix), method="xtrace", products=24, seed=s) for s in range(200)]
     hits = np.mean([abs(f.value - truth) < 2 * f.standard_error for f in found])
     assert 0.86 <= hits <= 1
 
@@ -246,11 +252,11 @@ def test_trap_35_a_tolerance_is_one_of_the_standard_error(method):
     matrix, truth = rotated(values, seed=6), float(values.sum())
     found = [
         trace(operator_of(matrix), method=method, products=390, tol=0.02, seed=s)
-        for s in range(100)
+        for s in range(200)
     ]
     assert all(f.converged for f in found)
     assert all(f.standard_error <= 0.02 * abs(f.value) for f in found)
-    assert np.mean([f.products for f in found]) < 250
+    assert np.mean([f.products for f in found]) < 60
     errors = np.array([abs(f.value / truth - 1) for f in found])
     assert np.median(errors) < 0.02
     assert errors.max() < 0.08
@@ -367,5 +373,69 @@ def test_intervals_are_students():
     assert found.interval(0.9) == pytest.approx(stats.t.interval(0.9, 3, 2.0, 0.5))
     assert quantile(0.95) == pytest.approx(stats.norm.ppf(0.975))
     assert float(found) == 2.0
+    assert repr(found) == "Estimate(2 ± 0.5, hutchinson, 4 products)"
     with pytest.raises(ArgumentError, match=r"`confidence` must be between 0 and 1, got 95\."):
         found.interval(95)
+
+
+@pytest.mark.parametrize("skew", [-2.0, -0.3, 0.0, 1e-7, 1e-5, 0.8, 2.0])
+def test_intervals_reach_further_to_the_side_of_the_tail(skew):
+    """Hall's polynomial of the studentised truth has the quantiles of Student's t at both ends."""
+    found = Estimate(
+        value=2.0, standard_error=0.5, degrees=7, samples=8, products=8, method="x",
+        skewness=skew,
+    )  # fmt: skip
+    low, high = found.interval(0.95)
+    t, k = quantile(0.95, 7), skew
+    for end, wanted in ((low, t), (high, -t)):
+        x = (2.0 - end) / 0.5
+        assert x + k * x**2 / 3 + k**2 * x**3 / 27 + k / 6 == pytest.approx(wanted, abs=1e-6)
+    assert (high - 2 > 2 - low) == (k > 1e-6)
+
+
+def test_the_skewness_of_a_mean():
+    from scipy import stats
+
+    values = np.random.default_rng(0).exponential(size=9)
+    expected = stats.skew(values, bias=False) / 3
+    assert skewness(values) == pytest.approx(expected, rel=1e-12)
+    assert skewness(5 - 2 * values) == pytest.approx(-expected, rel=1e-12)
+    assert skewness(values[:2]) == skewness(np.ones(5)) == 0
+
+
+# --- Inner products ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 2, 3, 1000, (1 << 16) - 1, 1 << 16, (1 << 16) + 1, 200_000])
+def test_inner_products_are_sums_in_float64_in_a_fixed_order(size, dtype):
+    rng = torch.Generator().manual_seed(size)
+    a, b = (torch.randn(size, generator=rng, dtype=dtype) for _ in range(2))
+    terms = [x * y for x, y in zip(a.tolist(), b.tolist(), strict=True)]
+    found = dot(a, b)
+    assert found == pytest.approx(math.fsum(terms), abs=1e-14 * math.fsum(map(abs, terms)))
+    width = 1
+    while width < min(size, 1 << 16):
+        width *= 2
+    sums = [0.0] * width
+    for i, term in enumerate(terms):
+        sums[i % width] += term
+    while len(sums) > 128:
+        half = len(sums) // 2
+        sums = [sums[i] + sums[half + i] for i in range(half)]
+    assert found == functools.reduce(float.__add__, sums)
+
+
+def test_inner_products_widen_a_block_at_a_time():
+    made = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+                made.append(result.numel())
+            return result
+
+    with Watching():
+        assert dot(torch.ones(300_000), torch.ones(300_000)) == 300_000
+    assert max(made) == 1 << 16

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
+import types
 import warnings
 
 import matplotlib as mpl
@@ -27,6 +29,7 @@ from landscapex.errors import (
 )
 from landscapex.parameters import ParameterSpace
 from landscapex.recorder import Recorder
+from landscapex.results import Surface
 from landscapex.runs import open_run
 from landscapex.trajectories import Trajectory, project, trajectory
 
@@ -127,6 +130,102 @@ def test_a_checkpoint_that_changes_while_it_is_read_is_an_error(tmp_path):
     torch.save({"other": torch.ones(1)}, tmp_path / "model_1.pt")
     with pytest.raises(ParameterMismatchError, match="must not change while it is read"):
         list(rows.blocks())
+
+
+@pytest.mark.parametrize("stored", ["files", "states", "vectors"])
+def test_numbers_do_not_depend_on_what_fits_into_memory(tmp_path, stored):
+    """Checkpoints in float64 of a model in float32 are rounded, kept in memory or read again."""
+    space = ParameterSpace(linear(torch.float32))
+    points = list(curve(dtype=torch.float64) / 3)
+    if stored != "vectors":
+        points = [
+            {e.name: flat[e.offset : e.end].view(e.shape) for e in space.entries} for flat in points
+        ]
+    if stored == "files":
+        for t, state in enumerate(points):
+            torch.save({n: s.clone() for n, s in state.items()}, tmp_path / f"model_{t}.pt")
+    blocks = []
+    for kept in (0, 1 << 20):
+        rows = Rows(open_run(tmp_path if stored == "files" else points), space, kept=kept)
+        for t in range(len(rows)):
+            rows.read(t)
+        blocks.append(torch.cat([block for _, block in rows.blocks()], 1))
+    assert torch.equal(*blocks)
+    assert torch.equal(blocks[0], (curve() / 3).float().double())
+
+
+def bytes_held(root, *, apart_from):
+    """Of all tensors that an object leads to; those of a model do not count."""
+    known = {id(x) for x in apart_from} | {t.untyped_storage().data_ptr() for t in apart_from}
+    todo, storages = [root], {}
+    while todo:
+        thing = todo.pop()
+        if id(thing) in known or isinstance(thing, (type, types.ModuleType, types.FunctionType)):
+            continue
+        known.add(id(thing))
+        if isinstance(thing, torch.Tensor):
+            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+        todo += gc.get_referents(thing)
+    return sum(size for place, size in storages.items() if place not in known)
+
+
+def test_checkpoints_that_are_files_are_not_kept_in_memory(tmp_path):
+    model = linear()
+    with Recorder(tmp_path, model) as record:
+        for step in range(20):
+            record(step)
+            with torch.no_grad():
+                model[0].weight += torch.randn(5, 12, generator=rng(step), dtype=torch.float64)
+    one, live = 8 * P, [*model.parameters(), *model.buffers()]
+    made = trajectory(tmp_path, model)
+    assert bytes_held(made, apart_from=live) <= 3 * one  # two directions and the centre
+    plane = skewed(model)
+    placed = made.onto(plane)
+    assert bytes_held(placed, apart_from=live) <= 3 * one
+    states = [s for _, s in open_run(tmp_path).states()]
+    copied = trajectory(states, model)
+    assert bytes_held(copied, apart_from=live) <= 23 * one  # each once
+    for state in states:
+        for tensor in state.values():
+            tensor.zero_()
+    again = copied.onto(plane)
+    np.testing.assert_array_equal(placed.coordinates, again.coordinates)
+    np.testing.assert_array_equal(placed.residuals, again.residuals)
+
+
+def test_a_run_is_found_again_from_another_folder(tmp_path, monkeypatch):
+    model = linear(torch.float32)
+    space = ParameterSpace(model)
+    monkeypatch.chdir(tmp_path)
+    with Recorder("recorded", model) as record:
+        for t, flat in enumerate(curve(dtype=torch.float32)):
+            model.load_state_dict(space.unflatten(flat))
+            torch.save(model.state_dict(), f"{t}.pt")
+            record(t)
+    sources = (".", [f"{t}.pt" for t in range(9)], "recorded")
+    made = [trajectory(source, model) for source in sources]
+    monkeypatch.chdir("/")
+    plane = axes.random(model, 2)
+    placed = [path.onto(plane).coordinates for path in made]
+    np.testing.assert_array_equal(placed[0], placed[1])
+    np.testing.assert_array_equal(placed[0], placed[2])
+
+
+def test_a_file_that_has_changed_is_not_taken_for_the_checkpoint(tmp_path):
+    model = linear()
+    for t in range(3):
+        torch.save({k: v + t**2 * torch.rand(()) for k, v in linear().state_dict().items()},
+                   tmp_path / f"{t}.pt")  # fmt: skip
+    made, plane = trajectory(tmp_path, model, n=1), skewed(model)
+    made.onto(plane)
+    (tmp_path / "1.pt").rename(tmp_path / "gone")
+    with pytest.raises(ArgumentError, match=r"`checkpoint` must be a file, got .*1\.pt"):
+        made.onto(plane)
+    torch.save(linear().state_dict(), tmp_path / "1.pt")
+    with pytest.raises(ParameterMismatchError, match=r"1\.pt must not change while its run is in"):
+        made.onto(plane)
+    (tmp_path / "gone").rename(tmp_path / "1.pt")
+    made.onto(plane)
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -467,8 +566,29 @@ def test_points_of_every_kind_are_projected(tmp_path):
         assert found.distance == pytest.approx(made.distances[1], rel=1e-6)
     with pytest.raises(ParameterMismatchError, match=r"must have 0.weight of shape \(4, 3\)"):
         made.project({"0.bias": torch.ones(4)})
+    with pytest.raises(ArgumentTypeError, match=r"`point` must be a flat vector, .* got list"):
+        made.project([1.0])
     with pytest.raises(DirectionError, match=r"must have shape \(34,\), got \(31,\)"):
         project(torch.ones(31), made.directions)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "net.encoder."])
+@pytest.mark.parametrize("file", [False, True])
+def test_trap_22_points_are_projected_under_the_names_that_checkpoints_may_have(
+    tmp_path, prefix, file
+):
+    """As by `checkpoints.load`: all names with one prefix, a tied weight under either name."""
+    states = [{"embedding.weight": torch.randn(5, 3, generator=rng(k))} for k in range(4)]
+    made = trajectory(states, lx.Objective(Tied(), (torch.arange(5),) * 2, "cross_entropy"))
+    if file:
+        made = Trajectory.load(made.save(tmp_path / "run"))
+    expected = made.project(states[1])
+    np.testing.assert_allclose(expected.coordinates, made.coordinates[1], rtol=1e-6)
+    for name in ("embedding.weight", "head.weight"):
+        point = {prefix + name: states[1]["embedding.weight"], "optimizer.lr": torch.ones(())}
+        found = made.project(point)
+        np.testing.assert_array_equal(found.coordinates, expected.coordinates)
+        assert (found.residual, found.distance) == (expected.residual, expected.distance)
 
 
 @pytest.mark.parametrize(
@@ -677,5 +797,80 @@ def test_pictures_of_every_kind_of_trajectory_can_be_drawn(digits):
     with pytest.raises(ArgumentError, match="must have 2 directions to be drawn, got 1"):
         single.plot()
     other = lx.surface(objective, points=3, progress=False)
-    with pytest.raises(ArgumentError, match="must be over the plane of the trajectory"):
+    message = "must be over the plane of the trajectory .*, got one with other directions"
+    with pytest.raises(ArgumentError, match=message):
         made.plot(other)
+
+
+class Odd(nn.Module):
+    """Tied, frozen, complex, of two dtypes, with statistics and a buffer that no file has."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.b = nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+        self.norm = nn.BatchNorm1d(4)
+        self.turn = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+        self.scale = nn.Parameter(torch.ones(4, dtype=torch.bfloat16), requires_grad=False)
+        self.register_buffer("shift", torch.zeros(4), persistent=False)
+
+    def forward(self, x):
+        x = self.norm(self.b(self.a(x).relu()) * self.turn.real) + self.shift
+        return x * self.scale
+
+
+def odd_run(count=4):
+    torch.manual_seed(0)
+    model, states = Odd(), []
+    for k in range(count):
+        states.append(copy.deepcopy(model.state_dict()))
+        with torch.no_grad():
+            for p in model.parameters():
+                p += torch.randn(p.shape, generator=rng(k)).to(p.dtype)
+            model.norm.running_var *= 1.5
+    return model, states
+
+
+@pytest.mark.parametrize("origin", ["last", 1])
+@pytest.mark.parametrize("known", ["states", "vectors"])
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_a_path_is_drawn_over_its_own_plane_alone(origin, known, evaluated):
+    model, states = odd_run()
+    objective = lx.Objective(model, (torch.randn(9, 4), torch.zeros(9, dtype=int)), "cross_entropy")
+    if known == "vectors":
+        states = [objective.space.vector(s, what="a state") for s in states]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = trajectory(states, objective if evaluated else model, origin=origin, progress=False)
+    quick = {"points": 3, "progress": False}
+    figure = made.plot(lx.surface(objective, directions=made, **quick))
+    assert "centre" not in texts(figure)
+    elsewhere = {"directions": made.directions, "span": made.span, **quick}
+    refused = "must be over the plane of the trajectory .*, got one with {}"
+    foreign = lx.surface(objective, **elsewhere)  # around the live weights
+    with pytest.raises(ArgumentError, match=refused.format("another centre")):
+        made.plot(foreign)
+    statistics = copy.deepcopy(made.center)
+    if known == "vectors":
+        with torch.no_grad():
+            model.norm.running_mean += 1
+    else:
+        statistics["norm.running_mean"] += 1
+    foreign = lx.surface(objective, center=statistics, **elsewhere)
+    with pytest.raises(ArgumentError, match=refused.format("other buffers, such as statistics")):
+        made.plot(foreign)
+
+
+def test_a_model_that_no_surface_can_be_had_of_has_a_trajectory():
+    model = linear()
+    model.register_buffer("graph", torch.eye(3).to_sparse())
+    assert len(trajectory(list(curve()), model)) == 9
+
+
+def test_a_surface_that_does_not_say_where_it_is_is_refused(digits):
+    _, _, objective, made = digits
+    dataset = lx.surface(objective, directions=made, points=3, progress=False).to_xarray()
+    dataset.attrs["provenance"] = "{}"
+    with pytest.raises(ArgumentError, match="got one of unknown directions"):
+        made.plot(Surface(dataset))

@@ -9,6 +9,10 @@ using emul::launch;
 }
 #else
 #include <cuda_runtime.h>
+// Shared memory whose size the launch says, as an array.
+#define LX_DYNAMIC_SHARED(T, name)                           \
+  extern __shared__ __align__(16) unsigned char lx_shared[]; \
+  T* name = reinterpret_cast<T*>(lx_shared)
 #ifdef __CUDACC__
 namespace landscapex::cuda {
 template <typename... P, typename... A>

@@ -74,21 +74,6 @@ void fill_sets(float* data, const Buffer& b, int64_t set_floats, int64_t num_set
   std::fill(data + set_floats, data + set_floats * num_sets, 0.0f);
 }
 
-// The buffer that a step writes; -1 for losses.
-int32_t written(const Step& step) {
-  return std::visit(
-      [](const auto& s) -> int32_t {
-        using S = std::decay_t<decltype(s)>;
-        if constexpr (std::is_same_v<S, CrossEntropy> || std::is_same_v<S, ElementLoss> ||
-                      std::is_same_v<S, Hits>) {
-          return -1;
-        } else {
-          return s.out;
-        }
-      },
-      step);
-}
-
 std::vector<int32_t> weights_of(const Step& step) {
   struct Reader {
     std::vector<int32_t> operator()(const Contract& s) const {
@@ -195,15 +180,14 @@ struct Program::Call {
   }
 };
 
-Program::Program(int64_t lanes, std::vector<Buffer> buffers, int32_t num_weights,
-                 std::vector<Step> steps, int32_t num_terms, std::vector<Output> outputs, bool bf16)
+Program::Program(int64_t lanes, Description description, bool bf16)
     : lanes_(lanes),
-      buffers_(std::move(buffers)),
-      num_weights_(num_weights),
-      num_terms_(num_terms),
-      outputs_(std::move(outputs)),
-      formed_(static_cast<size_t>(num_weights)) {
-  for (Step& step : steps) {
+      buffers_(std::move(description.buffers)),
+      num_weights_(description.num_weights),
+      num_terms_(description.num_terms),
+      outputs_(std::move(description.outputs)),
+      formed_(static_cast<size_t>(num_weights_)) {
+  for (Step& step : description.steps) {
     if (auto* c = std::get_if<Contract>(&step)) {
       if (bf16 && buffers_[c->out].grid != Grid::kAffine) {
         c->bf16 = bf16_layout(*c, buffers_[c->input].elements);

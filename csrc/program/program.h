@@ -3,32 +3,11 @@
 #pragma once
 
 #include <memory>
-#include <string>
-#include <variant>
 #include <vector>
 
-#include "steps.h"
+#include "structure.h"
 
 namespace landscapex::program {
-
-using Step = std::variant<Contract, Winograd, Map, Reduce, Normalize, Softmax, MatMul, LstmCell,
-                          GruCell, Embedding, CrossEntropy, ElementLoss, Hits>;
-
-enum class Grid : int32_t { kNone, kAffine, kFull };
-enum class Kind : int32_t { kLive, kInput, kIndex };
-
-struct Buffer {
-  int64_t elements;
-  Grid grid;
-  Kind kind;
-  float fill;
-  int32_t storage;  // buffers of one storage share memory
-};
-
-struct Output {
-  int32_t buffer;
-  std::vector<int32_t> at;
-};
 
 // Numbers that all samples share, for one call. Moving weights have a set for the centre and one
 // for each direction; fixed ones the first only; computed ones a row for each point instead.
@@ -60,8 +39,7 @@ struct Points {
 
 class Program {
  public:
-  Program(int64_t lanes, std::vector<Buffer> buffers, int32_t num_weights, std::vector<Step> steps,
-          int32_t num_terms, std::vector<Output> outputs, bool bf16 = false);
+  Program(int64_t lanes, Description description, bool bf16 = false);
   ~Program();
 
   // Sums [tiles, G, terms], and, if wanted, the values of the outputs [tiles, G, elements, lanes].

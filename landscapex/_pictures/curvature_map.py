@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _TITLES = {
     "loss": "loss",
     "ratio": "|λmin / λmax|",
-    "smallest": "smallest eigenvalue λmin (blue: below 0)",
-    "largest": "largest eigenvalue λmax",
+    "smallest": "smallest eigenvalue λmin{of} (blue: below 0)",
+    "largest": "largest eigenvalue λmax{of}",
 }
 
 
@@ -47,7 +47,12 @@ def map_figure(surface: Surface, title: str, kind: str, levels: Levels) -> Figur
     Returns:
         The figure.
     """
-    panels = [panel_of(surface, column, "curvature_map", t) for column, t in _TITLES.items()]
+    matrix = surface.provenance.get("curvature", {}).get("matrix", "")
+    of = f" of the {matrix}" if matrix else ""
+    panels = [
+        panel_of(surface, column, "curvature_map", words.format(of=of))
+        for column, words in _TITLES.items()
+    ]
     wide, high = figure_size(panels[0], colorbar=True)
     figure = Picture(figsize=(0.76 * 2 * wide, 0.76 * 2 * high + 0.5))
     axes = figure.subplots(2, 2, sharex=True, sharey=True, squeeze=False)

@@ -56,5 +56,6 @@ def eigenvalues(found: Eigenpairs, *, title: str = "") -> Figure:
     )
     ax.set_ylabel("eigenvalue")
     ax.grid(alpha=0.3)
-    add_header(ax, title or f"{len(order)} eigenvalues ({found.which})", handles, rows=1)
+    of = f" of the {found.matrix}" if found.matrix else ""
+    add_header(ax, title or f"{len(order)} eigenvalues{of} ({found.which})", handles, rows=1)
     return figure

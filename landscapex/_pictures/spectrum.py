@@ -13,7 +13,6 @@ from landscapex._pictures.curves import COLORS
 from landscapex._pictures.layout import Picture, add_header
 from landscapex._pictures.panel import wrapped
 from landscapex._pictures.scale import Scale, number_text
-from landscapex.curvature.density import smoothed
 from landscapex.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
@@ -66,6 +65,8 @@ def draw_spectrum(
         ArgumentError: If `axis` is unknown, or another argument has no usable value.
         ArgumentTypeError: If the eigenvalues are no numbers.
     """
+    from landscapex.curvature.density import smoothed  # takes SciPy, which other pictures do not
+
     if axis not in _AXES:
         raise ArgumentError(f"`axis` must be one of {', '.join(_AXES)}, got {axis!r}.")
     if axis == "symlog" and sigma is not None:
@@ -84,7 +85,8 @@ def draw_spectrum(
     _set_axis(bottom, scale, x)
     _name_marks(top, values, marks)
     _caption(bottom, density, scale, width, float(np.trapezoid(curve, x)))
-    shown = f"Spectral density of {density.size:,} eigenvalues" if title is None else title
+    of = f" of the {density.matrix}" if density.matrix else ""
+    shown = f"Spectral density of {density.size:,} eigenvalues{of}" if title is None else title
     add_header(top, shown, handles)
     add_header(bottom, "", below)
     return figure

@@ -64,7 +64,8 @@ def draw_trajectory(
         The figure.
 
     Raises:
-        ArgumentError: If the run has not two directions, or the surface is not over its plane.
+        ArgumentError: If the run has not two directions, or the surface is not over its plane:
+            along its directions, through its origin, with the buffers of that checkpoint.
     """
     if len(path.directions) != 2:
         raise ArgumentError(
@@ -137,13 +138,21 @@ def _draw_empty(ax: Axes, panel: Panel) -> list[Artist]:
 
 
 def _check_plane(path: Trajectory, surface: Surface) -> None:
-    """Refuse a surface that is known to be over another plane."""
-    known = surface.provenance.get("fingerprint", {}).get("directions")
-    if known is not None and known != path.directions.fingerprint():
-        raise ArgumentError(
-            "`surface` must be over the plane of the trajectory (directions=trajectory), got one "
-            "over other directions."
-        )
+    """Refuse a surface along other axes, or through another point."""
+    known = surface.provenance.get("fingerprint", {})
+    center = path.provenance.get("fingerprint", {})
+    wanted = {
+        "directions": ("other directions", path.directions.fingerprint()),
+        "parameters": ("another centre", center.get("parameters")),
+        "buffers": ("other buffers, such as statistics of batch norm", center.get("buffers")),
+    }
+    for name, (difference, ours) in wanted.items():
+        if ours is not None and known.get(name) != ours:
+            got = f"one with {difference}" if name in known else f"one of unknown {name}"
+            raise ArgumentError(
+                "`surface` must be over the plane of the trajectory "
+                f"(directions=trajectory), got {got}."
+            )
 
 
 def _values(path: Trajectory, column: str) -> np.ndarray:

@@ -8,6 +8,7 @@ the true class c of the sample and by c', it splits like a variance.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +18,15 @@ from torch import Tensor
 
 from landscapex._arrays import read_only
 from landscapex._directions import Axis, Directions, gram
-from landscapex.curvature.estimates import Estimate
-from landscapex.curvature.linear import SymmetricOperator
-from landscapex.curvature.linearized import LinearizedOutput, Parts
+from landscapex.curvature.estimates import Estimate, dot
+from landscapex.curvature.linear import GAUSS_NEWTON, Layout, SymmetricOperator
+from landscapex.curvature.linearized import LinearizedOutput, Matrix, Parts
 from landscapex.curvature.outputs import OutputLoss, indicator
 from landscapex.curvature.products import Block, Linearization
 from landscapex.curvature.trace import trace
 from landscapex.errors import ArgumentError, LossError
 
-Layout = tuple[tuple[str, tuple[int, ...]], ...]
-
+_BLOCK = 1 << 16  # columns that are combined at a time
 _MOST = 8 << 30  # bytes of averaged gradients, one for every two classes
 _ROUNDING = 1e-12  # of the largest eigenvalue: one below has no vector, but what rounding left
 
@@ -46,8 +46,8 @@ class ClassDecomposition:
     Attributes:
         weights: ``(C, C)``, ``W_cc'``: how much probability samples of class c give to c', as a
             share of all samples; its sum is 1.
-        class_means: ``(C, P)``, ``d_c``; zero for a class without samples.
-        cross_deviations: ``(C, C, P)``, ``d_cc' - d_c``; zero for c' = c.
+        class_means: ``(C, P)`` float64, ``d_c``; zero for a class without samples.
+        cross_deviations: ``(C, C, P)`` float64, ``d_cc' - d_c``; zero for c' = c.
         class_eigenvalues: ``(C,)`` of ``between``, the largest first, without those that are zero
             by its rank.
         cross_eigenvalues: ``(C (C - 2),)`` of ``cross``, likewise.
@@ -94,7 +94,7 @@ class ClassDecomposition:
         exact = {
             name: Estimate(
                 value=float(value), standard_error=0.0, degrees=np.inf, samples=0, products=0,
-                method="averaged gradients", exact=True,
+                method="averaged gradients", matrix=self.parts[name].name, exact=True,
             )
             for name, value in known.items()
         }  # fmt: skip
@@ -111,7 +111,7 @@ class ClassDecomposition:
             n: How many, of the largest eigenvalues.
 
         Returns:
-            ``(n, P)``.
+            ``(n, P)``, in the dtype of the operator.
 
         Raises:
             ArgumentError: If there are not as many eigenvalues above zero.
@@ -119,15 +119,15 @@ class ClassDecomposition:
         most = int((self.class_eigenvalues > _ROUNDING * self.class_eigenvalues[0]).sum())
         if not 1 <= n <= most:
             raise ArgumentError(f"`n` must be from 1 to {most}, got {n}.")
-        roots = self.class_means.new_tensor(_between_weights(self.weights)).sqrt()
-        rows = self.class_means * roots[:, None]
-        values, vectors = torch.linalg.eigh(gram(rows))
-        mixing = (vectors / values.clamp(min=0).sqrt()).flip(1)[:, :n].T
+        part = _LowRank(self.class_means, torch.from_numpy(_between_weights(self.weights)))
+        values, vectors = torch.linalg.eigh(part.gram())
+        mixing = (vectors / values.clamp(min=0).sqrt()).flip(1)[:, :n].T * part.weights.sqrt()
         axes = tuple(
-            Axis(f"between classes {i + 1} (λ = {self.class_eigenvalues[i]:.4g})", "hessian")
-            for i in range(n)
+            Axis(f"between classes {i + 1} of the {GAUSS_NEWTON} (λ = {value:.4g})", "hessian")
+            for i, value in enumerate(self.class_eigenvalues[:n])
         )
-        return Directions(mixing.to(rows.device, rows.dtype) @ rows, axes, self.layout)
+        made = part.combined(mixing).to(self.parts["between"].dtype)
+        return Directions(made, axes, self.layout)
 
 
 def decompose(linearization: Linearization, block: Block, layout: Layout) -> ClassDecomposition:
@@ -148,53 +148,85 @@ def decompose(linearization: Linearization, block: Block, layout: Layout) -> Cla
         LossError: If the loss is not cross entropy with one class per label.
     """
     space = linearization.space
-    sums = _Sums(block, space.dtype, space.device)
+    sums = _Sums(block, space.device)
     linearization.visit(sums.add)
     assert sums.means is not None
     assert sums.weights is not None
-    weights = sums.weights.cpu().numpy()
-    deviations, between = _centered(sums.means, sums.weights)
-    mass = torch.from_numpy(_between_weights(weights))
-    class_rows = between * mass.sqrt().to(between)[:, None]
-    cross_rows = (deviations * _off_diagonal(sums.weights).sqrt().to(between)[..., None]).flatten(
-        0, 1
-    )
+    weights = sums.weights.numpy()
+    deviations, means = _centered(sums.means, sums.weights)
+    between = _LowRank(means, torch.from_numpy(_between_weights(weights)))
+    cross = _LowRank(deviations.flatten(0, 1), _off_diagonal(sums.weights).flatten())
+
+    def whole(v: Tensor, matrix: Matrix) -> Tensor:
+        def take(term: LinearizedOutput, parts: list[Tensor]) -> Parts:
+            return term.product(parts, block.chosen, matrix)
+
+        return linearization.product(block, v, take=take)
+
+    # in float64; differences are rounded once
+    products: dict[str, Callable[[Tensor], Tensor]] = {
+        "between": between.product,
+        "cross": cross.product,
+        "within": lambda v: whole(v, _others) - between.product(v) - cross.product(v),
+        "same": lambda v: whole(v, _same),
+    }
 
     def operator(name: str) -> SymmetricOperator:
         def product(v: Tensor) -> Tensor:
-            if name == "between":
-                return class_rows.T @ (class_rows @ v)
-            if name == "cross":
-                return cross_rows.T @ (cross_rows @ v)
-            matrix = _same if name == "same" else _others
+            return products[name](v.double()).to(v.dtype)
 
-            def take(term: LinearizedOutput, parts: list[Tensor]) -> Parts:
-                return term.product(parts, block.chosen, matrix)
-
-            made = linearization.product(block, v, take=take)
-            if name == "within":
-                made -= class_rows.T @ (class_rows @ v) + cross_rows.T @ (cross_rows @ v)
-            return made
-
-        return SymmetricOperator(product, block.size, space.dtype, space.device)
+        of = f"part {name!r} of the {GAUSS_NEWTON}"
+        return SymmetricOperator(product, block.size, space.dtype, space.device, name=of)
 
     classes = len(weights)
     return ClassDecomposition(
         weights=weights,
-        class_means=between,
+        class_means=means,
         cross_deviations=deviations,
-        class_eigenvalues=_largest(class_rows, classes),
-        cross_eigenvalues=_largest(cross_rows, classes * (classes - 2)),
-        parts={name: operator(name) for name in ("between", "cross", "within", "same")},
+        class_eigenvalues=between.eigenvalues(classes),
+        cross_eigenvalues=cross.eigenvalues(classes * (classes - 2)),
+        parts={name: operator(name) for name in products},
         layout=layout,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _LowRank:
+    """``sum_k w_k d_k d_k^T``, summed in float64, with which no autocast interferes.
+
+    Attributes:
+        rows: ``(R, P)`` float64, ``d_k``.
+        weights: ``(R,)`` float64 on the CPU.
+    """
+
+    rows: Tensor
+    weights: Tensor
+
+    def product(self, v: Tensor) -> Tensor:
+        """With a vector ``(P,)`` in float64."""
+        return self.combined((self.weights * gram(self.rows, v[None])[:, 0])[None])[0]
+
+    def combined(self, mixing: Tensor) -> Tensor:
+        """``(n, P)``: linear combinations of rows, by a matrix ``(n, R)``."""
+        mixing = mixing.to(self.rows.device)
+        return torch.cat([mixing @ part for part in self.rows.split(_BLOCK, dim=1)], dim=1)
+
+    def gram(self) -> Tensor:
+        """``(R, R)``: what has the same eigenvalues, but for those that are zero."""
+        roots = self.weights.sqrt()
+        return roots[:, None] * gram(self.rows) * roots
+
+    def eigenvalues(self, n: int) -> np.ndarray:
+        """The n largest, the largest first."""
+        values = np.linalg.eigvalsh(self.gram().numpy())[::-1]
+        return np.array(np.maximum(values[:n], 0.0))
 
 
 class _Sums:
     """Weighted sums of ``g_ic'`` by true class and c'."""
 
-    def __init__(self, block: Block, dtype: torch.dtype, device: torch.device) -> None:
-        self._block, self._dtype, self._device = block, dtype, device
+    def __init__(self, block: Block, device: torch.device) -> None:
+        self._block, self._device = block, device
         self.means: Tensor | None = None  # sums, until they are divided
         self.weights: Tensor | None = None
 
@@ -211,17 +243,18 @@ class _Sums:
             # of a label: its weight, as a share of the batch
             of_class = torch.where(labels == c, counts, 0) / loss.weight
             for other in range(classes):
-                w = (p.select(loss.axis, other) * of_class).unsqueeze(loss.axis)
-                self.weights[c, other] += share * float(w.double().sum())
+                given = p.select(loss.axis, other)
+                self.weights[c, other] += share * dot(given.flatten(), of_class.flatten())
                 if other == c:
                     continue
                 residual = p.clone()
                 residual.select(loss.axis, other).sub_(1)
+                w = (given * of_class).unsqueeze(loss.axis)
                 pulled = term.pull(residual * w, self._block.chosen)
                 self._block.add(self.means[c, other], pulled, share)
 
     def _make(self, classes: int) -> None:
-        needed = 3 * classes**2 * self._block.size * self._dtype.itemsize
+        needed = (classes**2 + classes) * self._block.size * torch.float64.itemsize
         if needed > _MOST:
             raise ArgumentError(
                 f"averaged gradients must take at most {_MOST >> 30} GiB, got {classes}^2 of "
@@ -229,7 +262,7 @@ class _Sums:
                 "to some layers."
             )
         shape = classes, classes, self._block.size
-        self.means = torch.zeros(shape, dtype=self._dtype, device=self._device)
+        self.means = torch.zeros(shape, dtype=torch.float64, device=self._device)
         self.weights = torch.zeros((classes, classes), dtype=torch.float64, device="cpu")
 
 
@@ -266,12 +299,12 @@ def _others(loss: OutputLoss, moved: Tensor) -> Tensor:
 
 def _centered(sums: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """``d_cc' - d_c`` (C, C, P), in the memory of the sums, and ``d_c`` (C, P)."""
-    others = _off_diagonal(weights)
+    others = _off_diagonal(weights).to(sums)
     total = others.sum(1, keepdim=True)
-    between = sums.sum(1) / total.where(total > 0, 1).to(sums)
-    means = sums.div_(others.where(others > 0, 1).to(sums)[..., None])
+    between = sums.sum(1) / total.where(total > 0, 1)
+    means = sums.div_(others.where(others > 0, 1)[..., None])
     means -= between[:, None]
-    means *= (others > 0).to(sums)[..., None]
+    means *= (others > 0)[..., None]
     return means, between
 
 
@@ -283,9 +316,3 @@ def _between_weights(weights: np.ndarray) -> np.ndarray:
     """``W_c``, the sums over c' != c."""
     total: np.ndarray = weights.sum(1) - np.diag(weights)
     return total
-
-
-def _largest(rows: Tensor, n: int) -> np.ndarray:
-    """The n largest eigenvalues of ``rows^T rows``, the largest first, by the Gram matrix."""
-    values = np.linalg.eigvalsh(gram(rows).numpy())[::-1]
-    return np.array(np.maximum(values[:n], 0.0))

@@ -15,20 +15,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from landscapex._arrays import read_only
 from landscapex.curvature import draws
 from landscapex.curvature.basis import Basis
-from landscapex.curvature.estimates import Estimate, Products, check_count, quantile
+from landscapex.curvature.estimates import Array, Estimate, Products, check_count, quantile
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.curvature.quadrature import quadrature, recurrence
 from landscapex.errors import ArgumentError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Array = NDArray[np.float64]
 
 _DRAWS = {"gaussian": draws.gaussian, "signs": draws.signs}
 
@@ -111,6 +109,7 @@ def spectral_density(
         size=operator.size,
         sigma=_default_sigma([nodes for nodes, _ in rules], length) if sigma is None else sigma,
         distribution=distribution,
+        matrix=operator.name,
         products=product.taken,
         seconds=time.perf_counter() - started,
         seed=seed,
@@ -158,6 +157,7 @@ class SpectralDensity:
         size: P, the number of eigenvalues.
         sigma: Standard deviation that `density` smooths with by default.
         distribution: Of the probes.
+        matrix: What matrix it is of; empty if the operator has no name.
         products: Products with the matrix that were taken.
         seconds: Time that they took, and everything else.
         seed: Of the probes.
@@ -171,14 +171,16 @@ class SpectralDensity:
     size: int
     sigma: float
     distribution: str
+    matrix: str
     products: int
     seconds: float
     seed: int
 
     def __repr__(self) -> str:
         probes, steps = self.nodes.shape
+        of = f"{self.matrix}, " if self.matrix else ""
         return (
-            f"SpectralDensity(P={self.size:,}, {probes} probes x {steps} steps, eigenvalues "
+            f"SpectralDensity({of}P={self.size:,}, {probes} probes x {steps} steps, eigenvalues "
             f"{self.smallest:.4g} to {self.largest:.4g}, {self.products:,} products)"
         )
 
@@ -361,7 +363,7 @@ class SpectralDensity:
         error = math.sqrt(2 * variance / ((self.size + 2) * probes))
         return Estimate(
             value=scale * mean, standard_error=scale * error, degrees=math.inf, samples=probes,
-            products=self.products, method="Lanczos quadrature",
+            products=self.products, method="Lanczos quadrature", matrix=self.matrix,
         )  # fmt: skip
 
     def _cumulative(self) -> Array:

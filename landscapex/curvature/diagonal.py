@@ -7,23 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from landscapex._arrays import read_only
 from landscapex.curvature import draws
 from landscapex.curvature.estimates import (
+    Array,
     Estimate,
     Products,
     check_count,
     quantile,
+    skewness,
     standard_error,
 )
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.curvature.sketch import Sketch
 from landscapex.errors import ArgumentError
-
-Array = NDArray[np.float64]
 
 _BLOCK = 1 << 16  # columns whose float64 copies exist at a time
 _LEAST = {"hutchinson": 2, "diag++": 4}
@@ -42,6 +41,7 @@ class DiagonalEstimate:
         samples: Random vectors that the errors are estimated from.
         products: Products with the matrix that were taken.
         method: How it was estimated.
+        matrix: What matrix it is of; empty if the operator has no name.
         exact: Whether nothing is left to chance; only rounding is.
     """
 
@@ -51,6 +51,7 @@ class DiagonalEstimate:
     samples: int
     products: int
     method: str
+    matrix: str
     exact: bool
 
     def interval(self, confidence: float = 0.95) -> tuple[Array, Array]:
@@ -72,8 +73,9 @@ class DiagonalEstimate:
         typical = math.sqrt(float(np.mean(self.standard_error**2)))
         error = "exact" if self.exact else f"± {typical:.2g} rms, {self.method}"
         low, high = float(self.values.min()), float(self.values.max())
+        of = f"{self.matrix}, " if self.matrix else ""
         return (
-            f"DiagonalEstimate(P={len(self.values):,}, {low:.4g} to {high:.4g}, {error}, "
+            f"DiagonalEstimate({of}P={len(self.values):,}, {low:.4g} to {high:.4g}, {error}, "
             f"{self.products:,} products)"
         )
 
@@ -175,10 +177,11 @@ def _sampled(
         value=float(known.sum()) + float(np.mean(sums)),
         standard_error=math.hypot(standard_error(np.array(sums)), float(np.linalg.norm(rounding))),
         degrees=count - 1, samples=count, products=product.taken, method=method,
+        matrix=operator.name, skewness=skewness(np.array(sums)),
     )  # fmt: skip
     return DiagonalEstimate(
         read_only(values), read_only(np.hypot(scattered, rounding)), trace, count, product.taken,
-        method, exact=False,
+        method, operator.name, exact=False,
     )  # fmt: skip
 
 
@@ -186,9 +189,9 @@ def _exact(product: Products) -> DiagonalEstimate:
     values = np.array([float(product.unit(k)[k]) for k in range(product.operator.size)])
     trace = Estimate(
         value=math.fsum(values), standard_error=0.0, degrees=math.inf, samples=0,
-        products=product.taken, method="exact", exact=True,
+        products=product.taken, method="exact", matrix=product.operator.name, exact=True,
     )  # fmt: skip
     return DiagonalEstimate(
         read_only(values), read_only(np.zeros_like(values)), trace, 0, product.taken, "exact",
-        exact=True,
+        product.operator.name, exact=True,
     )  # fmt: skip

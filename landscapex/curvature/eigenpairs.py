@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from landscapex._arrays import read_only
 from landscapex._directions import Axis, Directions, gram
 from landscapex.axes import given
+from landscapex.curvature.estimates import dot
+from landscapex.curvature.linear import HESSIAN, Layout
 from landscapex.errors import ArgumentError, DirectionError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from landscapex.objective import Objective
-
-Layout = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class Laid(Protocol):
@@ -53,6 +53,7 @@ class Eigenpairs:
         restarts: How often the basis was condensed.
         steps: Dimension of the first Krylov space, if its start was random; else 0.
         seconds: It took.
+        matrix: What matrix they are of; empty if the operator has no name.
     """
 
     values: np.ndarray
@@ -66,6 +67,7 @@ class Eigenpairs:
     restarts: int
     steps: int
     seconds: float
+    matrix: str = ""
 
     def __post_init__(self) -> None:
         for name in ("values", "residuals", "converged"):
@@ -78,9 +80,10 @@ class Eigenpairs:
         shown = ", ".join(f"{v:.6g}" for v in self.values[:5]) + (", ..." if len(self) > 5 else "")
         failed = len(self) - int(self.converged.sum())
         state = f"{failed} of {len(self)} not converged" if failed else "converged"
+        of = f"{self.matrix}, " if self.matrix else ""
         return (
-            f"Eigenpairs({self.which}: {shown}; residuals <= {self.residuals.max():.1e}, {state}, "
-            f"{self.products} products)"
+            f"Eigenpairs({of}{self.which}: {shown}; residuals <= {self.residuals.max():.1e}, "
+            f"{state}, {self.products} products)"
         )
 
     def failure_probability(self, accuracy: float) -> float:
@@ -161,9 +164,11 @@ class Eigenpairs:
             known = _attribute(target, "loss")
             loss = known() if callable(known) else known or 0.0
         places = [range(len(self))[i] for i in chosen]
+        # "hessian" is their source; of another matrix they say so
+        of = f" of the {self.matrix}" if self.matrix not in ("", HESSIAN) else ""
         axes = tuple(
             Axis(
-                f"eigenvector {i + 1} (λ = {self.values[i]:.4g})",
+                f"eigenvector {i + 1}{of} (λ = {self.values[i]:.4g})",
                 "hessian",
                 reach=_reach(loss, float(self.values[i])),
             )
@@ -201,6 +206,41 @@ class Eigenpairs:
             )
         made: np.ndarray = gram(self.vectors, other.vectors.to(self.vectors)).numpy()
         return made
+
+    def share(self, vector: Tensor) -> float:
+        """How much of a vector lies in the span of these: of its squared length.
+
+        The gradient of a classifier that is being trained soon lies nearly all in the span of as
+        many top eigenvectors of the Hessian as there are classes.
+
+        Args:
+            vector: ``(P,)``, of any length but 0: the gradient, a step.
+
+        Returns:
+            Between 0 and 1.
+
+        Raises:
+            ArgumentError: If it has another shape, or no length.
+
+        References:
+            Gur-Ari, Roberts, Dyer, "Gradient descent happens in a tiny subspace", arXiv 1812.04754.
+
+        Example:
+            >>> import landscapex as lx
+            >>> hessian = lx.hessian(*lx.examples.digits())
+            >>> 0 < hessian.eigenvalues(3).share(hessian.gradient) < 1
+            True
+        """
+        if vector.shape != self.vectors.shape[1:]:
+            raise ArgumentError(
+                f"`vector` must have shape ({self.vectors.shape[1]},), got {tuple(vector.shape)}."
+            )
+        vector = vector.detach()
+        square = dot(vector, vector)
+        if not 0 < square < math.inf:
+            raise ArgumentError(f"`vector` must have a finite length above 0, got {square**0.5}.")
+        inside = gram(self.vectors, vector.to(self.vectors)[None])
+        return min(1.0, float((inside**2).sum()) / square)
 
     def plot(self, **options: Any) -> Figure:
         """Draw the eigenvalues in their order, with residuals as error bars.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +14,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from landscapex._numbers import check_positive
+from landscapex._warnings import warn
 from landscapex.curvature.draws import check_seed
 from landscapex.curvature.eigenpairs import Eigenpairs, orient_
+from landscapex.curvature.estimates import check_count
 from landscapex.curvature.krylov import Krylov, Ritz
 from landscapex.curvature.linear import SymmetricOperator
-from landscapex.errors import ArgumentError, ArgumentTypeError, LandscapexWarning
+from landscapex.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["WHICH", "Eigenpairs", "eigenpairs"]
 
@@ -123,9 +124,10 @@ def eigenpairs(
         restarts=search.restarts,
         steps=steps // block,
         seconds=time.perf_counter() - begin,
+        matrix=operator.name,
     )
     if not quiet and not found.converged.all():
-        warnings.warn(_complaint(found), LandscapexWarning, stacklevel=2)
+        warn(_complaint(found))
     return found
 
 
@@ -307,25 +309,16 @@ def _settings(
             f"`operator` must have vectors in float32 or float64, got {operator.dtype}."
         )
     check_seed(seed)
-    if not _whole(k) or not 1 <= k <= size:
-        raise ArgumentError(f"`k` must be a whole number from 1 to P = {size}, got {k!r}.")
+    k = check_count("k", k, 1, size, where=f"from 1 to P = {size}")
     if which not in WHICH:
         raise ArgumentError(f"`which` must be one of {', '.join(WHICH)}, got {which!r}.")
     tol = _TOLERANCE[operator.dtype] if tol is None else check_positive("tol", tol)
-    if not _whole(block) or not 1 <= block <= size:
-        raise ArgumentError(f"`block` must be a whole number from 1 to P = {size}, got {block!r}.")
+    block = check_count("block", block, 1, size, where=f"from 1 to P = {size}")
     basis = max(40, 2 * k + 20) + 10 * (block - 1) if basis is None else basis
-    if not _whole(basis) or basis < min(size, k + 1):
-        raise ArgumentError(
-            f"`basis` must be a whole number of at least {min(size, k + 1)} for k = {k}, got "
-            f"{basis!r}."
-        )
+    least = min(size, k + 1)
+    basis = check_count("basis", basis, least, where=f"at least {least} for k = {k}")
     max_products = 1000 + 100 * k if max_products is None else max_products
-    if not _whole(max_products) or max_products < 2 * k:
-        raise ArgumentError(
-            f"`max_products` must be a whole number of at least 2 k = {2 * k}, got "
-            f"{max_products!r}."
-        )
+    max_products = check_count("max_products", max_products, 2 * k, where=f"at least 2 k = {2 * k}")
     return _Settings(k, which, tol, block, basis, max_products, seed)
 
 
@@ -349,10 +342,6 @@ def _start(operator: SymmetricOperator, start: Tensor | None, block: int) -> lis
                 f"`start` must be finite and not zero, got a row of length {length}."
             )
     return list(rows)
-
-
-def _whole(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool)
 
 
 def _complaint(found: Eigenpairs) -> str:

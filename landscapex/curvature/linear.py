@@ -14,6 +14,11 @@ from landscapex.errors import ArgumentError, ArgumentTypeError
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
+Layout = tuple[tuple[str, tuple[int, ...]], ...]  # (name, shape) in the order of a flat vector
+
+# Names of matrices, for what is computed of them
+HESSIAN, GAUSS_NEWTON = "Hessian", "Gauss-Newton matrix"
+
 _DENSE_MOST = 20_000  # columns of a matrix that is asked for as a whole
 
 
@@ -25,6 +30,7 @@ class SymmetricOperator:
         size: P.
         dtype: Of vectors: float32 or float64.
         device: Of vectors.
+        name: What matrix it is, for what is computed of it; may be empty.
 
     Attributes:
         products: How many products were taken so far.
@@ -44,8 +50,10 @@ class SymmetricOperator:
         size: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        *,
+        name: str = "",
     ) -> None:
-        self._product = product
+        self._product, self.name = product, name
         self.size, self.dtype, self.device = size, dtype, torch.device(device)
         self.products = 0
 
@@ -56,7 +64,8 @@ class SymmetricOperator:
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{type(self).__name__}(P={self.size:,}, {dtype}, {self.device})"
+        of = f"{self.name}, " if self.name else ""
+        return f"{type(self).__name__}({of}P={self.size:,}, {dtype}, {self.device})"
 
     def apply(self, vector: Tensor) -> Tensor:
         """The product with one vector.

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from landscapex.curvature import draws
 from landscapex.curvature.lanczos import Eigenpairs, eigenpairs
 from landscapex.curvature.linear import SymmetricOperator
-from landscapex.curvature.operators import check_kind, chosen_space, linearize
+from landscapex.curvature.operators import MATRICES, check_kind, chosen_space, linearize
+from landscapex.curvature.products import Plan
 from landscapex.engine.choice import Region
 from landscapex.engine.eager import Stop
 from landscapex.errors import (
@@ -28,9 +29,10 @@ from landscapex.filling import Auto, Plane, Progress, fill_grid
 from landscapex.grid import AXIS_NAMES, Span
 from landscapex.interrupts import Abandon
 from landscapex.objective import Objective, bind
-from landscapex.parameters import Ignore, Normalize, Selection
+from landscapex.parameters import Ignore, Normalize
 from landscapex.quantities import Losses
 from landscapex.results import Surface
+from landscapex.selection import Selection
 from landscapex.session import Point, Session
 
 COLUMNS = (
@@ -179,6 +181,7 @@ class SpectrumEnds(Losses):
             eigenpairs, which="BE", tol=tol, max_products=max_products, seed=seed, quiet=True
         )
         self._start: Tensor | None = None
+        self._plan: Plan | None = None  # as the centre knows it: all processes begin there
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -197,10 +200,23 @@ class SpectrumEnds(Losses):
         return {"computes": "ends of the spectrum", "curvature": repr((self._settings, names))}
 
     def center(self, stop: Stop | None) -> list[float]:
-        """Solved from a random start; every other point starts from what was found."""
+        """Solved from a random start; every other point starts from what was found.
+
+        A centre without finite derivatives tells nothing: then every point starts from random
+        numbers, and finds out for itself how the model is linearised.
+
+        Args:
+            stop: Asked between batches and products.
+
+        Returns:
+            In the order of `columns`.
+        """
         losses = super().center(stop)
         began = time.monotonic()
-        row, self._start = self._ends(losses[0], stop)
+        row, found = self._ends(losses[0], stop)
+        if found is not None:
+            self._start, plan = found
+            self._plan = plan if plan.known else None
         self.seconds += time.monotonic() - began
         return [*losses, *row]
 
@@ -228,7 +244,10 @@ class SpectrumEnds(Losses):
 
     def describe(self) -> dict[str, Any]:
         """The matrix, and how its ends were found."""
-        about = {"parameters": self._space.size, "start": "eigenvectors at the centre"}
+        start = "eigenvectors at the centre"
+        if self._start is None:
+            start = "random: the centre has no finite derivatives"
+        about = {"matrix": MATRICES[self._kind], "parameters": self._space.size, "start": start}
         return {"curvature": {**self._settings, **about}}
 
     def remarks(self, result: Surface) -> Iterator[str]:
@@ -237,8 +256,8 @@ class SpectrumEnds(Losses):
         finite, total = np.isfinite(result["smallest"]), int(result.evaluated.sum())
         if missing := int((there & ~finite).sum()):
             yield (
-                f"{missing} of {total} points have no finite second derivatives: eigenvalues are "
-                "NaN there."
+                f"{missing} of {total} points have no finite {MATRICES[self._kind]}: eigenvalues "
+                "are NaN there."
             )
         if doubtful := int((finite & (result["converged"] == 0)).sum()):
             yield (
@@ -246,18 +265,25 @@ class SpectrumEnds(Losses):
                 "raise `max_products`."
             )
 
-    def _ends(self, loss: float, stop: Stop | None) -> tuple[Row, Tensor | None]:
-        """Both ends where the model stands, and a vector for Lanczos to start from elsewhere."""
+    def _ends(self, loss: float, stop: Stop | None) -> tuple[Row, tuple[Tensor, Plan] | None]:
+        """Both ends where the model stands, and what makes it easier elsewhere.
+
+        Returns:
+            The row; and a vector for Lanczos to start from, and how the model is linearised.
+        """
         if not math.isfinite(loss):
             return (*[math.nan] * 5, 0.0, 0.0), None
-        curvature = linearize(self.session, self._kind, params=self._params, seed=self._seed)
+        curvature = linearize(
+            self.session, self._kind, params=self._params, seed=self._seed, plan=self._plan
+        )
         operator = _stoppable(curvature, stop)
         try:
             found = self._solve(operator, min(2, operator.size), start=self._start)
         except NonFiniteProductError:
             return (*[math.nan] * 5, float(operator.products), 0.0), None
         noise = draws.gaussian(operator, self._seed, "start of a curvature map")
-        return _row(found), found.vectors.sum(0) + _NOISE * noise / noise.norm()
+        start = found.vectors.sum(0) + _NOISE * noise / noise.norm()
+        return _row(found), (start, curvature.plan)
 
 
 def _row(found: Eigenpairs) -> Row:
@@ -278,7 +304,9 @@ def _stoppable(operator: SymmetricOperator, stop: Stop | None) -> SymmetricOpera
             stop.poll()
         return operator.apply(vector)
 
-    return SymmetricOperator(product, operator.size, operator.dtype, operator.device)
+    return SymmetricOperator(
+        product, operator.size, operator.dtype, operator.device, name=operator.name
+    )
 
 
 def _num_axes(directions: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import weakref
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
@@ -18,8 +17,9 @@ from landscapex.curvature.classes import ClassDecomposition, decompose
 from landscapex.curvature.density import SpectralDensity, spectral_density
 from landscapex.curvature.diagonal import DiagonalEstimate, diagonal
 from landscapex.curvature.eigenpairs import Eigenpairs
+from landscapex.curvature.estimates import check_count
 from landscapex.curvature.lanczos import eigenpairs
-from landscapex.curvature.linear import SymmetricOperator
+from landscapex.curvature.linear import GAUSS_NEWTON, HESSIAN, Layout, SymmetricOperator
 from landscapex.curvature.linearized import HessianBuilder, OutputBuilder
 from landscapex.curvature.outputs import check_loss
 from landscapex.curvature.products import (
@@ -32,13 +32,15 @@ from landscapex.curvature.standing import arithmetic
 from landscapex.curvature.trace import TraceEstimate, trace
 from landscapex.errors import ArgumentError, ParameterMismatchError
 from landscapex.objective import Objective, bind
-from landscapex.parameters import ParameterSpace, Selection
+from landscapex.parameters import ParameterSpace
+from landscapex.selection import Selection
 from landscapex.session import Point, Session
 
-KINDS = ("hessian", "ggn", "fisher", "empirical_fisher")
-
-_Plans = dict[tuple[str, ...], Plan]  # by kind and parameters
-_plans: weakref.WeakKeyDictionary[Session, _Plans] = weakref.WeakKeyDictionary()
+MATRICES = {
+    "hessian": HESSIAN, "ggn": GAUSS_NEWTON, "fisher": "Fisher matrix",
+    "empirical_fisher": "empirical Fisher matrix",
+}  # fmt: skip
+KINDS = tuple(MATRICES)
 
 
 class Curvature(SymmetricOperator):
@@ -53,6 +55,7 @@ class Curvature(SymmetricOperator):
         gradient: Of the objective at the point, over the same parameters, ``(P,)``.
         loss: The objective there, weight decay included.
         provenance: What it was made of and how.
+        plan: How the model was linearised, for other points of the same session.
         products: How many products were taken so far.
 
     Example:
@@ -67,7 +70,7 @@ class Curvature(SymmetricOperator):
         self,
         linearization: Linearization,
         block: Block,
-        layout: tuple[tuple[str, tuple[int, ...]], ...],
+        layout: Layout,
         *,
         kind: str,
         decay: float,
@@ -77,9 +80,9 @@ class Curvature(SymmetricOperator):
         space = linearization.space
         # not a method of its own: that would keep all graphs until cycles are collected
         product = partial(linearization.product, block, decay=decay)
-        super().__init__(product, block.size, space.dtype, space.device)
+        super().__init__(product, block.size, space.dtype, space.device, name=MATRICES[kind])
         self.kind, self.layout, self.gradient = kind, layout, gradient
-        self.loss = linearization.loss
+        self.loss, self.plan = linearization.loss, linearization.plan
         self.provenance = MappingProxyType(dict(provenance))
         self._linearization, self._block, self._decay = linearization, block, decay
 
@@ -281,6 +284,7 @@ def linearize(
     seed: int = 0,
     samples: int = 1,
     memory: int | None = None,
+    plan: Plan | None = None,
 ) -> Curvature:
     """The curvature where the model of a session stands.
 
@@ -291,19 +295,16 @@ def linearize(
         seed: As in `hessian`.
         samples: As in `hessian`.
         memory: As in `hessian`.
+        plan: That of another point of the session, for the same kind and parameters.
 
     Returns:
         The operator.
-
-    Raises:
-        ArgumentError: If ``samples`` or ``memory`` is no such number.
     """
     check_kind(kind)
     draws.check_seed(seed)
-    if not isinstance(samples, int) or samples < 1:
-        raise ArgumentError(f"`samples` must be a whole number of at least 1, got {samples!r}.")
-    if memory is not None and not (isinstance(memory, int) and memory >= 0):
-        raise ArgumentError(f"`memory` must be None or bytes of at least 0, got {memory!r}.")
+    check_count("samples", samples, 1)
+    if memory is not None:
+        check_count("memory", memory, 0)
     engine, objective = session.engine, session.objective
     check_loss(kind, engine.measure)
     space = session.space
@@ -314,19 +315,18 @@ def linearize(
         if kind == "hessian"
         else OutputBuilder(engine.measure, kind, seed, samples)
     )
-    plans, what = _plans.setdefault(session, {}), (kind, *[e.name for e in space.entries])
     with engine.evaluating():
-        made = Linearization(session, space, builder, memory=memory, plan=plans.get(what))
-    plans[what] = made.plan
+        made = Linearization(session, space, builder, memory=memory, plan=plan)
     decay = objective.weight_decay if kind in ("hessian", "ggn") else 0.0
     provenance = {
         **session.describe(),
         "kind": kind,
+        "matrix": MATRICES[kind],
         "parameters": [e.name for e in space.entries],
         "weight_decay": decay,
         "batch_norm": statistics(session),
         "precision": arithmetic(engine.precision),
-        "method": _method(made),
+        "method": _method(made, kind),
         "asymmetry": made.plan.asymmetry,
         "seed": seed if kind == "fisher" else None,
         "samples": samples if kind == "fisher" else None,
@@ -379,14 +379,15 @@ def chosen_space(model: nn.Module, params: Selection, allowed: set[str]) -> Para
     return space
 
 
-def _method(made: Linearization) -> str:
+def _method(made: Linearization, kind: str) -> str:
     """How products are taken, in words."""
+    what = "the gradient" if kind == "hessian" else "the output and its Jacobian"
     if made.plan.own:
         return (
-            "the gradient of every batch anew at each product, by the model's own tensors, which "
-            "something holds directly"
+            f"{MATRICES[kind]}: {what} of every batch anew at each product, by the model's own "
+            "tensors, which something holds directly"
         )
     return (
-        f"the graph of the gradient, kept for {made.kept} of {made.batches} batches and formed "
-        "anew for the others"
+        f"{MATRICES[kind]}: the graph of {what}, kept for {made.kept} of {made.batches} batches "
+        "and formed anew for the others"
     )

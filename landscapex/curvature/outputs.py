@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from landscapex._batch import describe
 from landscapex._draws import gaussian_
 from landscapex.errors import LossError
-from landscapex.losses import Measure
+from landscapex.measure import Measure
 from landscapex.reductions import TORCH_LOSSES
 
 _CLASSES = ("cross_entropy", "nll_loss")

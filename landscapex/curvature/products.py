@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,9 +20,10 @@ from landscapex.curvature.linearized import Builder, Built, HessianBuilder, Line
 from landscapex.curvature.soundness import asymmetry, check_graph
 from landscapex.curvature.standing import Standing, own_arithmetic, twice_differentiable, widened
 from landscapex.engine.eager import batch_norms
+from landscapex.entries import Entry
 from landscapex.errors import EmptyDataError
 from landscapex.guard import common_draws, exclusive, is_held
-from landscapex.parameters import Entry, ParameterSpace
+from landscapex.parameters import ParameterSpace
 from landscapex.session import Session
 
 _SEED = 0  # of losses that draw random numbers: those of every other evaluation
@@ -68,11 +70,14 @@ class Plan:
         own: Whether the model's own tensors must move, as something holds them directly.
         bytes_per_sample: Kept by the graph of a batch.
         asymmetry: Of the matrix of the first batch, relative; see `soundness.asymmetry`.
+        known: Whether the point could tell: where derivatives are not finite, nothing shows
+            through which tensors the loss depends on the parameters.
     """
 
     own: bool
     bytes_per_sample: float
     asymmetry: float
+    known: bool
 
 
 class Linearization:
@@ -87,7 +92,8 @@ class Linearization:
         space: The parameters that derivatives are taken by.
         builder: Linearises one batch.
         memory: Bytes that kept graphs may take; None for a quarter of what is free.
-        plan: Of an earlier point of the same session.
+        plan: Of another point of the same session, for the same parameters and kind; None to find
+            out here.
 
     Attributes:
         space: The parameters.
@@ -233,7 +239,7 @@ class Linearization:
         for b, batch in enumerate(self._batches):
             if (plan := self._try(b, batch)) is not None:
                 return plan
-        return Plan(not self._standing.lendable, 0.0, 0.0)
+        return Plan(not self._standing.lendable, 0.0, 0.0, known=False)
 
     def _try(self, b: int, batch: Batch) -> Plan | None:
         """Linearise a batch by the model's own tensors and by copies; None if nothing counts."""
@@ -243,6 +249,7 @@ class Linearization:
         ways = [] if standing.widened and standing.lendable else [standing.exchanged]
         ways += [standing.lent] if standing.lendable else []
         gradients: list[Parts] = []
+        differences: list[float] = []
         for way in ways:
             with self._draws(), way() as leaves:
                 with saved.counted():
@@ -252,9 +259,12 @@ class Linearization:
                 graph = term.graph()
                 check_graph(graph)
                 gradients.append(term.gradient())
-                found = asymmetry(self._operator(term), graph)
+                differences.append(asymmetry(self._operator(term), graph))
         serves = standing.lendable and _agree(gradients[0], gradients[-1])
-        return Plan(not serves, saved.largest / max(1, sample_count(batch)), found)
+        found = differences[-1 if serves else 0]
+        per_sample = saved.largest / max(1, sample_count(batch))
+        known = math.isfinite(found) and math.isfinite(_size(gradients[0]))
+        return Plan(not serves, per_sample, found, known)
 
     def _operator(self, term: Linearized) -> SymmetricOperator:
         """The matrix of one batch."""
@@ -346,9 +356,12 @@ def statistics(session: Session) -> str:
 def _agree(own: Sequence[Tensor | None], copied: Sequence[Tensor | None]) -> bool:
     """Whether two gradients of one batch are the same but for rounding."""
     pairs = [(a, b) for a, b in zip(own, copied, strict=True) if a is not None or b is not None]
-    size = max((_norm(a) for a, _ in pairs), default=0.0)
-    if not math.isfinite(size):
-        return True  # they tell nothing
+    size = _size(own)
+    if not math.isfinite(size):  # sizes tell nothing
+        return all(
+            a is not None and b is not None and torch.equal(a.isfinite(), b.isfinite())
+            for a, b in pairs
+        )
     for a, b in pairs:
         tensor = b if a is None else a
         assert tensor is not None
@@ -357,6 +370,11 @@ def _agree(own: Sequence[Tensor | None], copied: Sequence[Tensor | None]) -> boo
         if not difference <= tolerance * (_norm(a) + 1e-2 * size):
             return False
     return True
+
+
+def _size(gradient: Sequence[Tensor | None]) -> float:
+    """The largest norm; NaN if one is."""
+    return float(np.max([_norm(g) for g in gradient], initial=0.0))
 
 
 def _norm(tensor: Tensor | None) -> float:

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from landscapex.curvature.basis import BREAKDOWN, Basis
-from landscapex.curvature.estimates import Products, dot
+from landscapex.curvature.estimates import Array, Products, dot
 from landscapex.errors import LandscapexError
-
-Array = NDArray[np.float64]
 
 _MASS = 1e-12  # how far the weights may be from 1 in sum, per step
 

@@ -6,14 +6,11 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from landscapex._directions import gram
 from landscapex.curvature.basis import Basis
-from landscapex.curvature.estimates import Products, dot
-
-Array = NDArray[np.float64]
+from landscapex.curvature.estimates import Array, Products, dot
 
 _PARALLEL = 1e-10  # squared sine of directions between which rounding does not tell
 

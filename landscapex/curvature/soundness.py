@@ -49,7 +49,7 @@ def asymmetry(operator: SymmetricOperator, gradient: Sequence[Tensor | None]) ->
         gradient: With the graph that its products come from.
 
     Returns:
-        The difference over ``||A u|| + ||A v||``; 0 if the products are not finite.
+        The difference over ``||A u|| + ||A v||``; NaN if the products are not finite.
 
     Raises:
         LossError: If it is too large to be rounding.
@@ -57,7 +57,9 @@ def asymmetry(operator: SymmetricOperator, gradient: Sequence[Tensor | None]) ->
     u, v = (draws.gaussian(operator, 0, "symmetry", number) for number in range(2))
     left, right = operator.apply(u), operator.apply(v)
     size = math.sqrt(dot(left, left)) + math.sqrt(dot(right, right))
-    if not math.isfinite(size) or not size:
+    if not math.isfinite(size):
+        return math.nan
+    if not size:
         return 0.0
     difference = abs(dot(v, left) - dot(u, right)) / size
     coarse = any(g is not None and g.dtype.to_real() == torch.float32 for g in gradient)

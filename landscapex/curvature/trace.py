@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from landscapex._numbers import check_positive
+from landscapex._warnings import warn
 from landscapex.curvature import draws
-from landscapex.curvature.estimates import Estimate, Products, check_count, dot, standard_error
+from landscapex.curvature.estimates import (
+    Array,
+    Estimate,
+    Products,
+    check_count,
+    dot,
+    skewness,
+    standard_error,
+)
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.curvature.sketch import Sketch, leave_one_out
-from landscapex.errors import ArgumentError, LandscapexWarning
-
-Array = NDArray[np.float64]
+from landscapex.errors import ArgumentError
 
 _LEAST = {"auto": 2, "hutchinson": 2, "hutch++": 4, "xtrace": 4}
 _FEW = 12  # products below which a sketch does not pay
@@ -105,27 +110,30 @@ def trace(
         looks = [sampler.most] if tol is None else _looks(sampler.most)
         for count in looks:
             traces, squares = sampler.samples(count)
-            found = _estimate(product, method, traces, squares, tol)
+            found = _estimate(product, method, traces, squares, sampler.known, tol)
             if found.converged:
                 break
     if not found.converged:
-        warnings.warn(
+        warn(
             f"The trace is known to {found.standard_error / abs(found.value or math.nan):.2g} of "
-            f"its value, not to {tol:.2g}, after {found.products:,} products.",
-            LandscapexWarning,
-            stacklevel=2,
+            f"its value, not to {tol:.2g}, after {found.products:,} products."
         )
     return found
 
 
 class _Hutchinson:
-    """``<z, A z>`` and ``|A z|^2`` for random signs, on what a sketch leaves if there is one."""
+    """``<z, A z>`` and ``|A z|^2`` for random signs, on what a sketch leaves if there is one.
+
+    Attributes:
+        known: The part of the squared Frobenius norm that every sample has in common.
+    """
 
     def __init__(
         self, product: Products, budget: int, seed: int, sketch: Sketch | None = None
     ) -> None:
         self.product, self.seed, self.most, self.sketch = product, seed, budget, sketch
         self._inside = (0.0, 0.0) if sketch is None else sketch.inside()
+        self.known = self._inside[1]
         self._pairs: list[tuple[float, float]] = []
 
     def samples(self, count: int) -> tuple[Array, Array]:
@@ -156,6 +164,8 @@ class _XTrace:
     that space is ``x_i = W_i - s_i <s_i, W_i>``, and what is left of omega_i has a quadratic form
     ``<omega_i - Q x_i, A (omega_i - Q x_i)>`` in which ``Q^T A omega_i = R_i``.
     """
+
+    known = 0.0  # each estimate has its own sketch
 
     def __init__(self, product: Products, budget: int, seed: int) -> None:
         self.product, self.seed, self.most = product, seed, budget // 2
@@ -200,30 +210,66 @@ def _exact(product: Products) -> TraceEstimate:
     columns = (product.unit(k) for k in range(product.operator.size))
     pairs = np.array([(float(c[k]), dot(c, c)) for k, c in enumerate(columns)])
     total, square = math.fsum(pairs[:, 0]), math.fsum(pairs[:, 1])
-    common = _Common(degrees=math.inf, samples=0, products=product.taken, method="exact")
-    return _result(common, (total, square), (0.0, 0.0, 0.0), tol=None)
+    certain = _Error(0.0, 0.0)
+    common = _common(product, "exact", 0)
+    return _result(common, (total, square), (certain, certain, certain), tol=None)
 
 
 def _estimate(
-    product: Products, method: str, traces: Array, squares: Array, tol: float | None
+    product: Products, method: str, traces: Array, squares: Array, known: float, tol: float | None
 ) -> TraceEstimate:
     """The means of samples, with the errors that their scatter and rounding give."""
-    count = len(traces)
     value, square = _mean(traces), max(_mean(squares), 0.0)
     slopes = (2 * value / square, (value / square) ** 2) if square else (0.0, 0.0)
-    scatter = (traces, squares, slopes[0] * traces - slopes[1] * squares)
     rounding = product.rounding * (abs(value) + math.sqrt(square))
-    rounded = (rounding, 2 * rounding * math.sqrt(square), slopes[0] * rounding)
-    errors = tuple(math.hypot(_error(s), r) for s, r in zip(scatter, rounded, strict=True))
-    common = _Common(degrees=count - 1, samples=count, products=product.taken, method=method)
-    return _result(common, (value, square), errors, tol)
+    errors = (
+        _error(traces, rounding),
+        _error_of_squares(squares, known, 2 * rounding * math.sqrt(square)),
+        _error(slopes[0] * traces - slopes[1] * squares, slopes[0] * rounding),
+    )
+    return _result(_common(product, method, len(traces)), (value, square), errors, tol)
 
 
 def _mean(samples: Array) -> float:
     return float((samples if samples.ndim == 1 else np.diag(samples)).mean())
 
 
-def _error(samples: Array) -> float:
+@dataclass(frozen=True)
+class _Error:
+    """Of a mean: its standard error and its skewness."""
+
+    size: float
+    skewness: float
+
+
+def _error(samples: Array, rounding: float) -> _Error:
+    """The error of the mean of samples, and of the products that they come from."""
+    scatter = _scatter(samples)
+    size = math.hypot(scatter, rounding)  # rounding is taken for normal
+    single = samples if samples.ndim == 1 else np.diag(samples)
+    return _Error(size, skewness(single) * (scatter / size) ** 3 if size else 0.0)
+
+
+def _error_of_squares(samples: Array, known: float, rounding: float) -> _Error:
+    """The same for squared lengths: sums of squares of about normal numbers, with weights.
+
+    Such a sum has a skewness of at least twice its standard deviation over its mean (by
+    Cauchy-Schwarz), and at most that of a single square. Few samples hardly ever show it.
+
+    Args:
+        samples: As in `_scatter`.
+        known: What they have in common, and is certain.
+        rounding: Of the mean.
+
+    Returns:
+        The error of their mean.
+    """
+    error, (mean, count) = _error(samples, rounding), (_mean(samples) - known, len(samples))
+    least = min(2 * error.size / mean, math.sqrt(8 / count)) if mean > 0 else 0.0
+    return _Error(error.size, max(error.skewness, least))
+
+
+def _scatter(samples: Array) -> float:
     """The standard error of the mean of samples.
 
     Those of XTrace are not independent: each vector is in the sketch of all others. Given the other
@@ -251,24 +297,34 @@ class _Common(TypedDict):
     samples: int
     products: int
     method: str
+    matrix: str
+    exact: bool
+
+
+def _common(product: Products, method: str, count: int) -> _Common:
+    return _Common(
+        degrees=count - 1 if count else math.inf, samples=count, products=product.taken,
+        method=method, matrix=product.operator.name, exact=not count,
+    )  # fmt: skip
 
 
 def _result(
-    common: _Common, means: tuple[float, float], errors: tuple[float, ...], tol: float | None
+    common: _Common, means: tuple[float, float], errors: tuple[_Error, ...], tol: float | None
 ) -> TraceEstimate:
     """From the trace and the squared Frobenius norm; errors of both, and of the effective rank."""
-    value, square = means
+    (value, square), (of_trace, of_square, of_rank) = means, errors
     norm = math.sqrt(square)
-    exact = common["method"] == "exact"
+    # a root halves relative errors, and takes of the skewness what its own bend takes
+    relative = of_square.size / square if square else 0.0
     return TraceEstimate(
-        value=value, standard_error=errors[0], exact=exact, **common,
+        value=value, standard_error=of_trace.size, skewness=of_trace.skewness, **common,
         frobenius_norm=Estimate(
-            value=norm, standard_error=errors[1] / (2 * norm) if norm else 0.0, exact=exact,
-            **common,
+            value=norm, standard_error=0.5 * norm * relative,
+            skewness=of_square.skewness - 0.75 * relative, **common,
         ),
         effective_rank=Estimate(
-            value=value**2 / square if square else 0.0, standard_error=errors[2], exact=exact,
-            **common,
+            value=value**2 / square if square else 0.0, standard_error=of_rank.size,
+            skewness=of_rank.skewness, **common,
         ),
-        converged=tol is None or errors[0] <= tol * abs(value),
+        converged=tol is None or of_trace.size <= tol * abs(value),
     )  # fmt: skip

@@ -31,7 +31,7 @@ from landscapex.engine.plan import NotCapturedError, Plan, Slot
 from landscapex.engine.sharing import label
 from landscapex.errors import ArgumentError, LandscapexError
 from landscapex.guard import uninterrupted
-from landscapex.losses import Measure
+from landscapex.measure import Measure
 from landscapex.parameters import unwrap
 
 _SIZES = (5, 7, 11, 13, 17, 19, 23, 29, 31)  # of example batches: export takes 1 for a constant

@@ -10,21 +10,13 @@ import torch
 from torch import Tensor
 
 from landscapex._batch import Batch, tensor_leaves
+from landscapex.engine.backend import Backend, Runner
 from landscapex.engine.capture import evaluate_part
-from landscapex.engine.lowering.core import Denominator, Lowered
+from landscapex.engine.lowering.lanes import Denominator, Lowered
 from landscapex.engine.lowering.lower import lower
-from landscapex.engine.native import bf16_kernel, native_module
-from landscapex.engine.packing import pack, pack_points, slot_values
+from landscapex.engine.packing import Tiles, pack, pack_points, slot_values
 from landscapex.engine.plan import Plan
-from landscapex.engine.steps import GruCell, LstmCell
 from landscapex.parameters import ParameterSpace
-
-_CACHE_FLOATS = 1 << 18  # of a tile that stays in the second-level cache
-_LANES = {48: 1.0, 32: 1.06, 16: 1.15}  # of a tile: work per lane, about, where all of it fits
-# With AMX, reading the weights once per tile is what takes the time, and vectors come in pairs;
-# processors that have it have 2 MiB of second-level cache.
-_AMX_LANES = {96: 1.0, 64: 1.06, 32: 1.3, 16: 1.4}
-_AMX_CACHE_FLOATS = 1 << 19
 
 
 class Captured:
@@ -32,55 +24,69 @@ class Captured:
 
     Args:
         plan: The captured model.
-        share: Whether products may be shared among points.
         metrics: Built-in metrics of the objective.
-        bf16: Whether linear layers and convolutions round their inputs and weights to bf16.
+        backend: Where the program runs.
+        math: How linear layers and convolutions multiply; see `Backend.program`.
+        share: Whether products may be shared among points.
     """
 
     def __init__(
-        self, plan: Plan, metrics: Sequence[Any], *, share: bool = True, bf16: bool = False
+        self,
+        plan: Plan,
+        metrics: Sequence[Any],
+        backend: Backend,
+        *,
+        math: str = "fp32",
+        share: bool = True,
     ) -> None:
-        self.plan, self.bf16 = plan, bf16
+        self.plan, self.backend, self.math = plan, backend, math
         rules = [m.rule for m in metrics]
-        self.lowered: Lowered = lower(plan, metrics=rules, share=share, winograd=not bf16)
-        self._programs: dict[tuple[int, bool], Any] = {}
-
-    def program(self, lanes: int, *, exact: bool = False) -> Any:
-        """The native program for tiles of so many lanes.
-
-        Args:
-            lanes: A multiple of 16.
-            exact: Whether it is to compute in fp32 in any case.
-
-        Returns:
-            A ``landscapex._program.Program``.
-        """
-        key = (lanes, self.bf16 and not exact)
-        if key not in self._programs:
-            self._programs[key] = native_module().Program(lanes, self.lowered.program, bf16=key[1])
-        return self._programs[key]
+        winograd = backend.winograd and math == "fp32"
+        self.lowered: Lowered = lower(plan, metrics=rules, share=share, winograd=winograd)
+        self._made: dict[tuple[int, str], Any] = {}
 
     def lanes(self, samples: int, num_sets: int) -> int:
-        """Samples per tile: as many as the cache holds, without much waste in the last tile.
+        """How many samples a tile should have; see `Backend.lanes`.
 
         Args:
             samples: In all.
             num_sets: K + 1.
 
         Returns:
-            16, 32 or 48; up to 96 with AMX.
+            A multiple of 16.
         """
-        per_lane = self.program(16).arena_floats(num_sets) / 16
-        amx = self.bf16 and bf16_kernel() == "amx"
-        choices, most = (_AMX_LANES, _AMX_CACHE_FLOATS) if amx else (_LANES, _CACHE_FLOATS)
-        # recurrent layers walk through their long buffers once, and work on short ones
-        recurrent = any(isinstance(s, LstmCell | GruCell) for s in self.lowered.program.steps)
-        costs = {
-            lanes: -(-samples // lanes) * lanes * cost
-            for lanes, cost in choices.items()
-            if lanes == 16 or recurrent or per_lane * lanes <= most
-        }
-        return min(costs, key=lambda lanes: (costs[lanes], -lanes))
+        program = self.lowered.program
+        return self.backend.lanes(self._program(16), program, samples, num_sets, self.math)
+
+    def runner(
+        self,
+        lanes: int,
+        tiles: Tiles,
+        sets: Sequence[np.ndarray | None],
+        num_sets: int,
+        *,
+        exact: bool = False,
+    ) -> Runner:
+        """The program with data and weights.
+
+        Args:
+            lanes: Of the tiles.
+            tiles: The samples.
+            sets: What `packed` returned.
+            num_sets: K + 1.
+            exact: Whether it is to compute in fp32 in any case.
+
+        Returns:
+            Ready to run.
+        """
+        made = self._program(lanes, exact=exact)
+        return self.backend.runner(made, self.lowered.program, tiles, sets, num_sets)
+
+    def _program(self, lanes: int, *, exact: bool = False) -> Any:
+        key = (lanes, "fp32" if exact else self.math)
+        if key not in self._made:
+            self._made[key] = self.backend.program(self.lowered.program, *key)
+        return self._made[key]
 
     def computed(self, batch: Batch) -> dict[str, Tensor]:
         """What torch computes once per batch: by node, the values that the program takes."""
@@ -151,7 +157,7 @@ class PerPoint:
         weights: list[int],
     ) -> None:
         self.captured, self.space, self.weights = captured, space, weights
-        self.center, self.directions = center.double(), directions.double()
+        self.center, self.directions = center.double().cpu(), directions.double().cpu()
 
     def __call__(self, points: np.ndarray) -> dict[int, np.ndarray]:
         """Weights by number, ``[G, size]``."""
@@ -160,7 +166,7 @@ class PerPoint:
         return {i: pack_points(lowered.program.weights[i], rows) for i in self.weights}
 
     def _slots(self, lowered: Lowered, plan: Plan, coordinates: Tensor) -> list[Any]:
-        flat = (self.center + coordinates @ self.directions).to(self.space.dtype)
+        flat = (self.center + coordinates @ self.directions).to(self.space.device, self.space.dtype)
         tensors = self.space.unflatten(flat)
         env = {
             node: tensors[plan.slots[i].name] for node, i in plan.slot_of.items()
@@ -176,7 +182,7 @@ class PerPoint:
             else:
                 assert slot.tensor is not None
                 tensor = slot.tensor
-            found.append(tensor.detach().reshape(-1).numpy())
+            found.append(tensor.detach().reshape(-1).cpu().numpy())
         return found
 
 
@@ -189,8 +195,10 @@ def _divisor(
         return float(denominator.per_sample * samples)
     total = 0.0
     for computed in group:
-        labels = computed[denominator.labels]
+        labels = computed[denominator.labels].cpu()
         counted = labels[labels != denominator.ignore_index]
         weight = denominator.class_weight
-        total += float(len(counted) if weight is None else weight[counted].sum(dtype=torch.float64))
+        total += float(
+            len(counted) if weight is None else weight.cpu()[counted].sum(dtype=torch.float64)
+        )
     return total

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from landscapex.engine.compiled import CompiledEngine
 from landscapex.engine.eager import EagerEngine
-from landscapex.engine.native import bf16_kernel
 from landscapex.engine.plan import NotCapturedError
 from landscapex.engine.preparation import PlanCache, compile_engine, refuse
 from landscapex.engine.validation import LOSS, check_points, validate
@@ -105,8 +104,9 @@ def choose(
         log.info("the model runs on the eager engine: %s", reason)
         return Choice("eager", str(reason))
     why = "captured, and equal to the model where they were compared"
-    if eager.precision == "bf16":
-        why += f"; bf16: {bf16_kernel()}"
+    captured = compiled.shares[0].captured
+    if said := captured.backend.describe(captured.math):
+        why += f"; {said}"
     return Choice("compiled", why, compiled)
 
 
@@ -146,8 +146,8 @@ def _checked(
 
 def _compare_center(compiled: CompiledEngine, eager: EagerEngine, values: list[float]) -> None:
     """All data, and all metrics."""
-    bf16 = eager.precision == "bf16"
-    relative, few = (_ROUNDED_LOSS, _SOME_SAMPLES) if bf16 else (LOSS, _FEW_SAMPLES)
+    rounded = eager.precision in ("bf16", "tf32")
+    relative, few = (_ROUNDED_LOSS, _SOME_SAMPLES) if rounded else (LOSS, _FEW_SAMPLES)
     found = compiled.losses(np.zeros((1, compiled.num_directions)))[0]
     for name, a, b in zip(eager.columns or (), found, values, strict=True):
         same = a == b or (a != a and b != b) or abs(a - b) <= relative * abs(b)

@@ -9,17 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscapex.engine.backend import Runner
 from landscapex.engine.captured import Captured, PerPoint
 from landscapex.engine.eager import EagerEngine, Stop
-from landscapex.engine.native import threads
 from landscapex.engine.packing import Tiles
-
-_FORMED_BYTES = 64 << 20  # weights of the points of one call, at most
-_NEAR_BYTES = 8 << 20  # of these: they stream through the processor faster than more do
-_FEW_POINTS = 8  # at least, where shared products are made in each call
-_ENOUGH_POINTS = 16  # of one call, among which shared products pay
-_MOST_POINTS = 256  # of one call
-_PRODUCT_BYTES = 256 << 20  # of shared products that are kept from call to call
 
 
 @dataclass(frozen=True)
@@ -99,13 +92,19 @@ class CompiledEngine:
     ) -> None:
         self.eager, self.data = eager, tuple(data)
         self.space = eager.space
-        self._weights: dict[int, tuple[list[np.ndarray | None], PerPoint | None]] = {}
+        self._rows: dict[int, PerPoint | None] = {}
+        self._runners: dict[int, Runner] = {}
+        packed: dict[int, list[np.ndarray | None]] = {}
         for share in self.shares:
-            if id(share.captured) not in self._weights:
-                self._weights[id(share.captured)] = share.captured.packed(
+            captured = share.captured
+            if id(captured) not in packed:
+                packed[id(captured)], self._rows[id(captured)] = captured.packed(
                     self.space, center, directions
                 )
-        self._products: dict[int, np.ndarray | None] = {}
+            self._runners[id(share)] = captured.runner(
+                share.lanes, share.tiles, packed[id(captured)], len(directions) + 1
+            )
+        self._packed = packed
         self._directions = directions
         self.num_directions = len(directions)
         self._gram = np.zeros((0, 0))
@@ -124,29 +123,14 @@ class CompiledEngine:
 
     @property
     def fewest_at_once(self) -> int:
-        """How many points one call should have, at least: shared products may be made per call."""
-        again = any(
-            s.captured.program(s.lanes).affine_floats(1) and not self._kept(s) for s in self.shares
-        )
-        return min(_FEW_POINTS if again else 1, self.points_at_once)
+        """How many points one call should have, at least."""
+        fewest = max(r.fewest_points for r in self._runners.values())
+        return min(fewest, self.points_at_once)
 
     @property
     def points_at_once(self) -> int:
         """How many points one call should have, at most, where there are as many."""
-        floats = max(
-            sum(
-                w.size
-                for w, a in zip(
-                    s.captured.lowered.program.weights, self._weights[id(s.captured)][0],
-                    strict=True,
-                )
-                if a is None or len(a) > 1
-            )
-            for s in self.shares
-        )  # fmt: skip
-        size = max(1, 4 * floats)
-        near = max(_ENOUGH_POINTS, _NEAR_BYTES // size)
-        return max(1, min(_MOST_POINTS, near, _FORMED_BYTES // size))
+        return min(r.most_points for r in self._runners.values())
 
     def losses(self, points: np.ndarray, stop: Stop | None = None) -> np.ndarray:
         """Losses and metrics at grid points.
@@ -171,7 +155,9 @@ class CompiledEngine:
         for data in self.data:
             total, hits = np.zeros(len(points)), np.zeros((len(points), len(data.counts)))
             for share in data.shares:
-                of_share, right = share.totals(self._sums(share, points))
+                rows = self._rows_at(share.captured, points)
+                sums, _ = self._runners[id(share)].run(points, rows)
+                of_share, right = share.totals(sums)
                 total, hits = total + of_share, hits + right
             loss = total / data.weight
             if not columns and self.eager.weight_decay:
@@ -183,38 +169,30 @@ class CompiledEngine:
                     columns.append(right / data.counts[m])
         return np.stack(columns, axis=1)
 
-    def _kept(self, share: Share) -> int:
-        """Floats of the shared products that are kept from call to call; 0 if there are none."""
-        program = share.captured.program(share.lanes)
-        size = len(share.tiles.valid) * program.affine_floats(self.num_directions + 1)
-        return int(size) if 4 * size <= _PRODUCT_BYTES else 0
-
-    def _sums(self, share: Share, points: np.ndarray) -> np.ndarray:
-        program = share.captured.program(share.lanes)
-        ready = id(share) in self._products
-        if not ready:
-            size = self._kept(share)
-            self._products[id(share)] = np.empty(size, np.float32) if size else None
-        sums, _ = program.run(
-            share.tiles.valid, share.tiles.owner, list(share.tiles.inputs), points,
-            self.weights(share.captured, points), threads(),
-            products=self._products[id(share)], ready=ready,
-        )  # fmt: skip
-        return sums
-
-    def weights(self, captured: Captured, points: np.ndarray) -> list[tuple[np.ndarray, bool]]:
-        """What a program takes as weights.
+    def values(
+        self, captured: Captured, tiles: Tiles, points: np.ndarray, *, lanes: int, exact: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What a program gives for other samples.
 
         Args:
-            captured: Whose.
-            points: ``(G, K)``.
+            captured: Whose program.
+            tiles: The samples.
+            points: ``[G, K]``.
+            lanes: Of the tiles.
+            exact: Whether it is to compute in fp32 in any case.
 
         Returns:
-            By weight: its sets, or its rows for these points; and whether it is the latter.
+            Sums ``[groups, G, terms]`` and outputs ``[tiles, G, entries, lanes]``.
         """
-        sets, per_point = self._weights[id(captured)]
-        made = per_point(points) if per_point else {}
-        return [(made[i], True) if a is None else (a, False) for i, a in enumerate(sets)]
+        sets = self._packed[id(captured)]
+        runner = captured.runner(lanes, tiles, sets, self.num_directions + 1, exact=exact)
+        sums, values = runner.run(points, self._rows_at(captured, points), with_values=True)
+        assert values is not None
+        return sums, values
+
+    def _rows_at(self, captured: Captured, points: np.ndarray) -> dict[int, np.ndarray]:
+        rows = self._rows[id(captured)]
+        return rows(points) if rows else {}
 
     def _squared_norm(self, points: np.ndarray) -> np.ndarray:
         c = np.concatenate([np.ones((len(points), 1)), points], axis=1)

@@ -19,11 +19,12 @@ from landscapex.errors import ArgumentError, EmptyDataError, LossError
 from landscapex.grid import AXIS_NAMES
 from landscapex.guard import Snapshot, common_draws
 from landscapex.interrupts import Abandon
-from landscapex.losses import Measure, Terms, Totals
+from landscapex.measure import Measure
 from landscapex.parameters import ParameterSpace
+from landscapex.totals import Terms, Totals
 
 BN_MODES = ("eval", "recompute", "batch")
-PRECISIONS = ("model", "fp32", "tf32", "bf16")
+PRECISIONS = ("model", "fp32", "tf32", "bf16x3", "bf16")
 _COMMON_SEED = 0  # stochastic losses see the same draws at every point
 
 
@@ -348,7 +349,7 @@ def precision_context(precision: str, device: torch.device) -> Iterator[None]:
     if precision == "bf16":
         with torch.autocast(device.type, dtype=torch.bfloat16):
             yield
-    elif precision in ("fp32", "tf32"):
+    elif precision in ("fp32", "tf32", "bf16x3"):  # of the last, PyTorch knows nothing
         before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -378,5 +379,5 @@ def check_precision(precision: str, space: ParameterSpace) -> None:
             f"`precision` must be 'model' unless all parameters are float32, got {precision!r} "
             f"for {names}."
         )
-    if precision == "tf32" and space.device.type != "cuda":
-        raise ArgumentError(f"`precision='tf32'` needs a CUDA device, got {space.device}.")
+    if precision in ("tf32", "bf16x3") and space.device.type != "cuda":
+        raise ArgumentError(f"`precision={precision!r}` needs a CUDA device, got {space.device}.")

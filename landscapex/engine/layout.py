@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from landscapex._batch import Batch, map_leaves, predict, tensor_leaves, to_channels_last
 from landscapex.batches import FrozenBatches
 from landscapex.engine.onednn import linear_is_faster, linear_modules
-from landscapex.losses import Measure
+from landscapex.measure import Measure
 from landscapex.reductions import output_tensors
 
 _CACHE_BYTES = 4 << 20  # of the largest activation of a batch

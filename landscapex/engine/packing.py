@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscapex.engine.lowering.core import Input, Lowered
+from landscapex.engine.lowering.lanes import Input, Lowered
 from landscapex.engine.plan import Slot, Value
-from landscapex.engine.steps import ROWS, Buffer, Term, Weight
+from landscapex.engine.program import Buffer, Term, Weight
+from landscapex.engine.weight_order import ROWS
 
 _WINOGRAD = np.array(  # G of F(4 x 4, 3 x 3): Lavin and Gray, CVPR 2016, section 4.2
     [
@@ -126,7 +127,7 @@ def _flat(tensor: Tensor) -> np.ndarray:
     flat = tensor.detach().reshape(-1)
     if flat.dtype not in (torch.float32, torch.float64):
         flat = flat.to(torch.float32 if flat.dtype != torch.int64 else torch.float64)
-    return flat.numpy()
+    return flat.cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def per_sample(tensor: Tensor, value: Value) -> np.ndarray:
     shape = list(tensor.shape)
     samples = shape[axis] // rows
     split = tensor.reshape([*shape[:axis], samples, rows, *shape[axis + 1 :]])
-    return split.detach().movedim(axis, 0).reshape(samples, -1).numpy()
+    return split.detach().movedim(axis, 0).reshape(samples, -1).cpu().numpy()
 
 
 def _tiled(rows: np.ndarray, item: Input, buffer: Buffer, lanes: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from landscapex.engine.steps import Grid
+from landscapex.engine.program import Grid
 
 
 class NotCapturedError(Exception):

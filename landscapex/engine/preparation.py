@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,37 @@ import torch
 from torch import Tensor, nn
 
 from landscapex._batch import Batch, sample_count
+from landscapex.engine.backend import Backend
 from landscapex.engine.capture import capture, form_of
 from landscapex.engine.captured import Captured
 from landscapex.engine.compiled import CompiledEngine, DataSet, Share
+from landscapex.engine.device import DeviceBackend
 from landscapex.engine.eager import EagerEngine, batch_norms
-from landscapex.engine.native import unavailable
+from landscapex.engine.host import HostBackend
 from landscapex.engine.packing import pack_samples
 from landscapex.engine.plan import NotCapturedError, Plan
 from landscapex.parameters import ParameterSpace
 
 MOST_FORMS = 8  # of batches: each needs a plan of its own
+
+
+@cache
+def backend_of(device: torch.device) -> Backend | None:
+    """What runs programs where a model is.
+
+    Args:
+        device: Of the model.
+
+    Returns:
+        None if nothing does.
+    """
+    if device.type == "cuda":
+        return DeviceBackend(device)
+    return HostBackend() if device.type == "cpu" else None
+
+
+def _math(eager: EagerEngine) -> str:
+    return "fp32" if eager.precision == "model" else eager.precision
 
 
 def refuse(eager: EagerEngine) -> None:
@@ -33,20 +55,19 @@ def refuse(eager: EagerEngine) -> None:
         NotCapturedError: Why.
     """
     space = eager.space
-    if why := unavailable():
-        raise NotCapturedError(why)
-    if space.device.type != "cpu":
+    backend = backend_of(space.device)
+    if backend is None:
         raise NotCapturedError(f"the model is on {space.device}")
+    if why := backend.unavailable(_math(eager)):
+        raise NotCapturedError(why)
     odd = {str(e.dtype).removeprefix("torch.") for e in space.entries} - {"float32"}
     if odd:
         raise NotCapturedError(f"parameters are {', '.join(sorted(odd))}")
     if eager.bn != "eval" and batch_norms(space.model):
         raise NotCapturedError(f"bn={eager.bn!r} makes batch norm depend on the batch")
-    if eager.precision not in ("model", "fp32", "bf16"):
-        raise NotCapturedError(f"precision={eager.precision!r}")
     if eager.common_seed:
         raise NotCapturedError("check=False asks for random draws")
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled(space.device.type):
         raise NotCapturedError("autocast is on")
     if any(batches.reader for batches in eager.data.values()):
         raise NotCapturedError("the data are read again for each point")
@@ -81,7 +102,7 @@ class PlanCache:
         digest = hashlib.sha256()
         for name, tensor in tensors:
             if name not in moving:
-                raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+                raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
                 digest.update(raw.numpy().data)
         if structure != self._structure:
             self._plans.clear()
@@ -112,14 +133,17 @@ class PlanCache:
             From the cache if it is there.
         """
         key = (form, moving)
-        bf16 = eager.precision == "bf16"
+        math, backend = _math(eager), backend_of(eager.space.device)
+        assert backend is not None
         if key in self._plans:
             self.reused = True
         else:
             self._plans[key] = capture(eager.space.model, eager.measure, batch, moving=moving)
-        if (key, bf16) not in self._captured:
-            self._captured[key, bf16] = Captured(self._plans[key], eager.measure.metrics, bf16=bf16)
-        return self._captured[key, bf16]
+        if (key, math) not in self._captured:
+            self._captured[key, math] = Captured(
+                self._plans[key], eager.measure.metrics, backend, math=math
+            )
+        return self._captured[key, math]
 
 
 def compile_engine(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from landscapex.engine.plan import NotCapturedError, Value
-from landscapex.engine.steps import Grid
+from landscapex.engine.program import Grid
 
 # What live values may be; whatever else only depends on the batch is torch's to compute.
 _DTYPES = (

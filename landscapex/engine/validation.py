@@ -20,7 +20,6 @@ from landscapex.engine.capture import form_of
 from landscapex.engine.captured import Captured
 from landscapex.engine.compiled import CompiledEngine
 from landscapex.engine.eager import EagerEngine
-from landscapex.engine.native import threads
 from landscapex.engine.packing import pack_samples, per_sample
 from landscapex.engine.plan import NotCapturedError
 from landscapex.guard import Snapshot
@@ -56,7 +55,7 @@ def check_points(
     """
     drawn = np.random.default_rng(_SEED).uniform(low, high, (POINTS, len(low)))
     drawn[drawn == 0] = 0.5
-    norms = torch.linalg.vector_norm(directions, dim=1, dtype=torch.float64).numpy()
+    norms = torch.linalg.vector_norm(directions, dim=1, dtype=torch.float64).cpu().numpy()
     room = max(1.0, float(torch.linalg.vector_norm(center, dtype=torch.float64)))
     reach = room / np.maximum(norms, np.finfo(np.float64).tiny)
     drawn[-1] = np.clip(drawn[-1], -reach, reach)
@@ -91,7 +90,11 @@ def validate(
         for captured, batch in _samples(engine):
             # the program itself is compared in fp32, where a wrong one cannot hide
             compared = _program_values(engine, captured, batch, points, exact=True)
-            rounded = _program_values(engine, captured, batch, points) if captured.bf16 else None
+            rounded = (
+                _program_values(engine, captured, batch, points)
+                if captured.math != "fp32"
+                else None
+            )
             for g, coordinates in enumerate(points.tolist()):
                 snapshot.move(center, directions, coordinates)
                 reference = _compare(captured, eager, double, batch, compared[g], coordinates)
@@ -135,10 +138,7 @@ def _program_values(
     """At each point, the entries of the model's output for all samples, and the loss."""
     computed = captured.computed(batch)
     tiles = pack_samples(captured.lowered, captured.plan.values, [[computed]], 16)
-    sums, values = captured.program(16, exact=exact).run(
-        tiles.valid, tiles.owner, list(tiles.inputs), points, engine.weights(captured, points),
-        threads(), with_values=True,
-    )  # fmt: skip
+    sums, values = engine.values(captured, tiles, points, lanes=16, exact=exact)
     divisors = captured.divisors([computed], int(tiles.valid.sum()))
     loss = captured.mean_loss(sums[0], divisors)
     # [tiles, G, entries, lanes] -> [G, samples, entries]
@@ -221,14 +221,18 @@ def _eager_values(
     rounded: bool = False,
 ) -> np.ndarray:
     # without autocast, unless it is what is wanted
-    exact = contextlib.nullcontext() if rounded else torch.autocast("cpu", enabled=False)
+    exact = (
+        contextlib.nullcontext()
+        if rounded
+        else torch.autocast(eager.space.device.type, enabled=False)
+    )
     with eager.evaluating(), exact:
         loss, outputs, _ = eager.measure.captured(model, batch)
     parts = []
     if outputs and captured.lowered.program.outputs:
         value = captured.plan.values[captured.plan.outputs[1]]
         parts.append(per_sample(outputs[0].detach().double(), value).reshape(-1))
-    parts.append(loss.detach().double().reshape(1).numpy())
+    parts.append(loss.detach().double().reshape(1).cpu().numpy())
     return np.concatenate(parts)
 
 

@@ -14,9 +14,9 @@ from landscapex.curvature.estimates import check_count
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.curvature.operators import hessian
 from landscapex.curvature.trace import trace
+from landscapex.entries import Entry
 from landscapex.errors import ArgumentError
 from landscapex.objective import Objective, Point
-from landscapex.parameters import Entry
 from landscapex.session import Session
 from landscapex.sharpness.layers import last_linear, weight_entry
 from landscapex.sharpness.outcome import Sharpness
@@ -100,6 +100,7 @@ def relative_flatness(
         value=estimate.value,
         standard_error=None if estimate.exact else estimate.standard_error,
         degrees=estimate.degrees,
+        skewness=estimate.skewness,
         products=estimate.products,
         settings={
             "layer": entry.name, "method": "trace", "by": estimate.method,

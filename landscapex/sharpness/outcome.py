@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from landscapex.curvature.estimates import quantile
+from landscapex.curvature.estimates import interval_of, quantile
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,6 +35,7 @@ class Sharpness:
             measures that look for none.
         provenance: Model, data (samples, fingerprint), loss, options (batch norm, precision),
             engine, versions, and the fingerprint of all that decides the loss.
+        skewness: Of `value` over random draws, for `interval`, where it is estimated.
     """
 
     measure: str
@@ -49,6 +50,7 @@ class Sharpness:
     increases: np.ndarray = field(default_factory=lambda: np.empty(0))
     displacement: Tensor | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    skewness: float = 0.0
 
     def __float__(self) -> float:
         return self.value
@@ -60,14 +62,13 @@ class Sharpness:
             confidence: The probability, between 0 and 1.
 
         Returns:
-            Its ends, by Student's t; both are the value if nothing was estimated.
+            Its ends, by Student's t and the skewness; both are the value if nothing was estimated.
 
         Raises:
             ArgumentError: If `confidence` is not between 0 and 1.
         """
-        half = quantile(confidence, self.degrees)
-        half = 0.0 if self.standard_error is None else half * self.standard_error
-        return self.value - half, self.value + half
+        t = quantile(confidence, self.degrees)
+        return interval_of(self.value, self.standard_error or 0.0, t, self.skewness)
 
     def __repr__(self) -> str:
         error = "" if self.standard_error is None else f" ± {self.standard_error:.2g}"

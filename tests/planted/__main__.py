@@ -15,11 +15,12 @@ def main() -> int:
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     chosen = [p for p in TABLE if wanted in f"{p.trap}: {p.what}"]
     missed = 0
-    with tempfile.TemporaryDirectory() as folder:
-        workspace = Workspace(Path(folder))
-        if failure := workspace.run(sorted({p.test for p in chosen})):
-            print(failure)
-            return 2
+    with tempfile.TemporaryDirectory() as folder, Workspace(Path(folder)) as workspace:
+        for native in (True, False):
+            tests = sorted({p.test for p in chosen if p.native == native})
+            if tests and (failure := workspace.run(tests, native=native, seconds=1000)):
+                print(failure)
+                return 2
         for planted in chosen:
             found = workspace.plant(planted)
             missed += not found

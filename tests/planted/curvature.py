@@ -9,6 +9,7 @@ TRACE = "tests/test_trace.py::"
 DIAGONAL = "tests/test_diagonal.py::"
 PRODUCTS = "tests/test_curvature_operators.py::"
 MODELS = "tests/test_curvature_models.py::"
+CLASSES = "tests/test_curvature_classes.py::"
 LANCZOS = "tests/test_lanczos.py::"
 MAPS = "tests/test_curvature_map.py::"
 SHARP = "tests/test_sharpness.py::"
@@ -38,8 +39,8 @@ ESTIMATES = [
     ),
     Planted(
         "trap 35", "stop when two means agree", "landscapex/curvature/trace.py",
-        "            found = _estimate(product, method, traces, squares, tol)\n            if found.converged:\n",
-        "            last = found.value if count > _FIRST_LOOK else math.inf\n            found = _estimate(product, method, traces, squares, tol)\n            if tol and abs(found.value - last) < tol * abs(last):\n",
+        "            found = _estimate(product, method, traces, squares, sampler.known, tol)\n            if found.converged:\n",
+        "            last = found.value if count > _FIRST_LOOK else math.inf\n            found = _estimate(product, method, traces, squares, sampler.known, tol)\n            if tol and abs(found.value - last) < tol * abs(last):\n",
         TRACE + "test_trap_35_a_tolerance_is_one_of_the_standard_error[hutchinson]",
     ),
     Planted(
@@ -47,6 +48,12 @@ ESTIMATES = [
         "math.sqrt(max(common, 0.0))",
         "0.0 * common",
         TRACE + "test_trap_35_errors_have_the_coverage_they_promise[xtrace-harmonic]",
+    ),
+    Planted(
+        "trap 35", "squares taken for symmetric", "landscapex/curvature/trace.py",
+        "max(error.skewness, least)",
+        "0.0 * least",
+        TRACE + "test_trap_35_norm_and_rank_have_the_coverage_they_promise[hutch++-harmonic]",
     ),
     Planted(
         "trap 35", "an error that does not fall with the samples", "landscapex/curvature/diagonal.py",
@@ -149,7 +156,7 @@ MAPPED = [
     Planted(
         "trap 1", "a point starts from what the last one found", "landscapex/curvature/maps.py",
         "                row, _ = self._ends(",
-        "                row, self._start = self._ends(",
+        "                row, (self._start, _) = self._ends(",
         MAPS + "test_trap_01_a_point_does_not_depend_on_the_others",
     ),
     Planted(
@@ -157,6 +164,20 @@ MAPPED = [
         'which="BE"',
         'which="LM"',
         MAPS + "test_trap_34_a_definite_hessian_has_two_ends_of_one_sign",
+    ),
+    Planted(
+        "trap 1", "the first point of a process decides for the others",
+        "landscapex/curvature/maps.py",
+        "                row, _ = self._ends(float(losses[0, 0]), stop)\n",
+        "                row, found = self._ends(float(losses[0, 0]), stop)\n                self._plan = self._plan or (found and found[1])\n",
+        MAPS + "test_a_centre_that_is_not_finite_decides_nothing_for_the_other_points",
+    ),
+    Planted(
+        "trap 1", "derivatives that are not finite taken for those by copies",
+        "landscapex/curvature/products.py",
+        "            a is not None and b is not None and torch.equal(a.isfinite(), b.isfinite())\n",
+        "            True\n",
+        PRODUCTS + "test_derivatives_that_are_not_finite_by_a_parameter_that_is_held",
     ),
     Planted(
         "fault 2", "a point is never given up between products", "landscapex/curvature/maps.py",
@@ -266,6 +287,31 @@ OPERATORS = [
         "with own_arithmetic(self._precision, self.space.device):",
         "with contextlib.nullcontext():",
         MODELS + "test_autocast_is_off",
+    ),
+    Planted(
+        "curvature", "averaged gradients in the dtype of the model",
+        "landscapex/curvature/classes.py",
+        "            self._block.add(self.means[c, other], pulled, share)\n",
+        "            self._block.add(self.means[c, other], pulled, share)\n            self.means = self.means.float().double()\n",
+        CLASSES + "test_gradients_in_float32_are_averaged_in_float64",
+    ),
+    Planted(
+        "curvature", "a product in the arithmetic of the caller", "landscapex/curvature/classes.py",
+        "return products[name](v.double()).to(v.dtype)",
+        "return (torch.eye(len(v)) @ products[name](v.double()).to(v.dtype))",
+        CLASSES + "test_the_callers_autocast_changes_no_bit",
+    ),
+    Planted(
+        "curvature", "a matrix by the name of another", "landscapex/curvature/operators.py",
+        '"the gradient" if kind == "hessian" else "the output and its Jacobian"',
+        '"the gradient"',
+        PRODUCTS + "test_every_result_says_of_what_matrix_it_is",
+    ),
+    Planted(
+        "curvature", "a warning at a line of ours", "landscapex/_warnings.py",
+        "        frame, level = frame.f_back, level + 1\n",
+        "        break\n",
+        PRODUCTS + "test_warnings_point_at_the_line_that_asked",
     ),
     Planted(
         "curvature", "weight norm by torch's own double backward",

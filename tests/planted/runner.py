@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = ("*.so", "*.dylib", "*.pyd", "*.dll")
 SECONDS = 300  # a defect that makes its test hang is found too
+# A process that forks has to be alone: no library may start threads in it.
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,11 @@ class Workspace:
         for name in ("landscapex", "tests"):
             shutil.copytree(ROOT / name, folder / name, ignore=unwanted)
         shutil.copy(ROOT / "pyproject.toml", folder)
-        self.libraries = self._compiled()
-        for library in self.libraries:
-            shutil.copy(library, folder / "landscapex")
+        self.libraries = [
+            Path(shutil.copy(library, folder / "landscapex")) for library in self._compiled()
+        ]
+        self._server: subprocess.Popen[str] | None = None
+        self._plantings = itertools.count(1)
 
     @staticmethod
     def _compiled() -> list[Path]:
@@ -52,36 +59,41 @@ class Workspace:
         home = Path(landscapex.__file__).parent
         return [path for pattern in LIBRARIES for path in home.glob(pattern)]
 
-    def run(self, tests: Sequence[str]) -> str | None:
-        """Run tests against the copy.
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process that runs the tests."""
+        if self._server is not None:
+            self._server.communicate()
+            self._server = None
+
+    def run(
+        self, tests: Sequence[str], *, native: bool = True, seconds: float = SECONDS
+    ) -> str | None:
+        """Run tests against the copy, up to the first that fails.
 
         Args:
             tests: pytest's names for them.
+            native: Whether there are compiled libraries.
+            seconds: Time limit of them all.
 
         Returns:
             None if they passed, else what pytest said.
+
+        Raises:
+            RuntimeError: If pytest could not run them.
         """
-        environment = {**os.environ, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "--no-header", "--tb=short"]
-        command += ["-p", "no:cacheprovider", "--rootdir", str(self.folder), "-W", "ignore"]
-        command += ["--data", str(ROOT.parent / "shared" / "data")]
-        try:
-            done = subprocess.run(
-                [*command, "--", *tests],
-                cwd=self.folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=SECONDS * (len(tests) if len(tests) > 1 else 1),
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return f"no end within {SECONDS} s"
-        if done.returncode == 0:
-            return None
-        if done.returncode != 1:  # not "tests failed": nothing ran, or pytest itself broke
-            raise RuntimeError(f"pytest could not run {tests}:\n{done.stdout}{done.stderr}")
-        return done.stdout
+        arguments = ["-x", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider"]
+        arguments += ["--rootdir", str(self.folder), "-W", "ignore"]
+        arguments += ["--data", str(ROOT.parent / "shared" / "data"), "--", *tests]
+        with nullcontext() if native else self._without_libraries():
+            status, said = self._ask(arguments, seconds)
+        if status is None:
+            return f"no end within {seconds} s\n{said}"
+        if status not in (0, 1):  # not "tests failed": nothing ran, or pytest itself broke
+            raise RuntimeError(f"pytest could not run {tests}, status {status}:\n{said}")
+        return said if status else None
 
     def plant(self, planted: Planted) -> bool:
         """Plant a defect, run its test, take the defect out again.
@@ -102,14 +114,51 @@ class Workspace:
                 f"{planted.trap}: `old` must occur once in {planted.file}, got "
                 f"{text.count(planted.old)} times: {planted.old!r}"
             )
-        libraries = [self.folder / "landscapex" / path.name for path in self.libraries]
-        hidden = [] if planted.native else libraries
         try:
             path.write_text(text.replace(planted.old, planted.new))
-            for library in hidden:
-                library.rename(library.with_suffix(".hidden"))
-            return self.run([planted.test]) is not None
+            # Compiled code is known by size and time of its source: each defect has its own second.
+            second = next(self._plantings)
+            os.utime(path, (second, second))
+            return self.run([planted.test], native=planted.native) is not None
         finally:
             path.write_text(text)
-            for library in hidden:
+
+    def _ask(self, arguments: list[str], seconds: float) -> tuple[int | None, str]:
+        """How pytest ended, and what it said."""
+        if self._server is None:
+            self._server = self._start()
+        with suppress(BrokenPipeError):
+            print(json.dumps([arguments, seconds]), file=self._server.stdin, flush=True)
+        answer = self._server.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"server.py ended with status {self._server.wait()}")
+        status, said = json.loads(answer)
+        return status, said
+
+    def _start(self) -> subprocess.Popen[str]:
+        """A process that runs pytest in its children, and imports the package from the copy."""
+        script = Path(__file__).with_name("server.py")
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(self.folder),
+            "PYTHONDONTWRITEBYTECODE": "",
+            **dict.fromkeys(THREADS, "1"),
+        }
+        return subprocess.Popen(
+            [sys.executable, "-P", "-W", "ignore", script],
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    @contextmanager
+    def _without_libraries(self) -> Iterator[None]:
+        for library in self.libraries:
+            library.rename(library.with_suffix(".hidden"))
+        try:
+            yield
+        finally:
+            for library in self.libraries:
                 library.with_suffix(".hidden").rename(library)

@@ -50,6 +50,35 @@ STUDIES = [
         TRAJECTORIES + "test_a_straight_line_has_one_component",
     ),
     Planted(
+        "trap 15", "a path over the surface around other weights", "landscapex/_pictures/trajectory.py",
+        "if ours is not None and known.get(name) != ours:",
+        'if name == "directions" and known.get(name) != ours:',
+        TRAJECTORIES + "test_a_path_is_drawn_over_its_own_plane_alone",
+    ),
+    Planted(
+        "rounding", "other numbers where checkpoints do not fit into memory", "landscapex/_principal.py",
+        "out[first - start : last - start].copy_(part.to(self.space.dtype))",
+        "out[first - start : last - start].copy_(part)",
+        TRAJECTORIES + "test_numbers_do_not_depend_on_what_fits_into_memory",
+    ),
+    Planted(
+        "memory", "files that stay in memory with a trajectory", "landscapex/_principal.py",
+        "                self._flat[t] = None\n",
+        "                pass\n",
+        TRAJECTORIES + "test_checkpoints_that_are_files_are_not_kept_in_memory",
+    ),
+    Planted(
+        "fault 7", "a file that has changed is taken for the checkpoint", "landscapex/_principal.py",
+        'if self._digests[t] not in (b"", digest):', "if False:",
+        TRAJECTORIES + "test_a_file_that_has_changed_is_not_taken_for_the_checkpoint",
+    ),
+    Planted(
+        "trap 22", "points whose tied weight has its other name", "landscapex/_trajectory.py",
+        "names = {name: tied.get(name, [name]) for name, _ in layout}",
+        "names = {name: [name] for name, _ in layout}",
+        TRAJECTORIES + "test_trap_22_points_are_projected_under_the_names_that_checkpoints_may_have",
+    ),
+    Planted(
         "trap 16", "all checkpoints with the statistics of the live model", "landscapex/trajectories.py",
         "found[t] = objective.evaluate(state)",
         "found[t] = objective.evaluate(flat)",
@@ -74,8 +103,26 @@ STUDIES = [
     ),
     Planted(
         "fault 7", "a damaged trajectory is read", "landscapex/_tensor_file.py",
-        'if _digest(tensors, texts) != header.get("sha256"):', "if False:",
+        'or _digest(tensors, texts) != header.get("sha256"):', "or False:",
         TRAJECTORIES + "test_no_flipped_bit_of_a_trajectory_goes_unnoticed",
+    ),
+    Planted(
+        "late", "a step recorded with the weights of the next", "landscapex/recorder.py",
+        "and all(_same_bits(a, b.cpu()) for a, b in zip(samples, before, strict=True))",
+        "and True",
+        RECORDER + "test_a_model_written_to_past_its_version_counters_has_moved_on",
+    ),
+    Planted(
+        "fault 5", "two trainings in one run", "landscapex/_callbacks.py",
+        "            self._last = -1\n            self.recorder._continue_own()\n",
+        "            pass\n",
+        RECORDER + "test_training_that_starts_again_is_never_mixed_with_the_first",
+    ),
+    Planted(
+        "fault 6", "the lock of a training that failed", "landscapex/_callbacks.py",
+        "            self.recorder.release()\n",
+        "            pass\n",
+        RECORDER + "test_transformers_callback_leaves_no_lock_when_training_fails",
     ),
     Planted(
         "fault 4", "a torn line of a run", "landscapex/runs.py",
@@ -129,6 +176,18 @@ STUDIES = [
         "        away = float(torch.linalg.vector_norm(residual))\n",
         "        away = max(0.0, float(((vector - line.start) ** 2).sum()) - along**2) ** 0.5\n",
         PROJECTIONS + "test_a_small_residual_beside_a_long_way_keeps_its_digits",
+    ),
+    Planted(
+        "trap 7", "a direction of NaN where there is one parameter", "landscapex/residuals.py",
+        "        if self.unit.numel() < 2:\n",
+        "        if False:\n",
+        PROJECTIONS + "test_one_parameter_leaves_no_room_for_a_residual",
+    ),
+    Planted(
+        "growth", "a run that is opened twice", "landscapex/coststrip.py",
+        "    end, index = solution_of(solution, run)\n",
+        "    end, index = solution_of(solution, points_of(checkpoints, objective))\n",
+        PROJECTIONS + "test_a_strip_opens_its_run_once_and_reads_a_checkpoint_once_per_column",
     ),
     Planted(
         "trap 7", "a NaN that a barrier hides", "landscapex/_line_measures.py",

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, fx
 
 from landscapex.engine.lowering.contractions import is_weight, weighted
-from landscapex.engine.lowering.core import Lanes, Lowering, handles
+from landscapex.engine.lowering.lanes import Lanes
 from landscapex.engine.lowering.reductions import softmax
+from landscapex.engine.lowering.registry import handles
 from landscapex.engine.lowering.values import as_lanes
+from landscapex.engine.lowering.walk import Lowering
 from landscapex.engine.plan import NotCapturedError
 from landscapex.engine.sharing import operator_name
 from landscapex.engine.steps import MatMul, table

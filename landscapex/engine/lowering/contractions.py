@@ -10,9 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from landscapex.engine.lowering.core import Entries, Lanes, Lowering, flat, handles
+from landscapex.engine.lowering.lanes import Entries, Lanes, flat
+from landscapex.engine.lowering.registry import handles
+from landscapex.engine.lowering.walk import Lowering
 from landscapex.engine.plan import NotCapturedError
-from landscapex.engine.steps import Contract, Grid, Term, contract_order
+from landscapex.engine.program import Grid, Term
+from landscapex.engine.steps import Contract
+from landscapex.engine.weight_order import contract_order
 
 _CACHE_BYTES = 1.2e6
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, fx
 
 from landscapex.engine.lowering.contractions import Reads, contract, grid_of
-from landscapex.engine.lowering.core import Entries, Lanes, Lowering, handles
+from landscapex.engine.lowering.lanes import Entries, Lanes
 from landscapex.engine.lowering.moves import padded
+from landscapex.engine.lowering.registry import handles
+from landscapex.engine.lowering.walk import Lowering
 from landscapex.engine.plan import NotCapturedError
 from landscapex.engine.steps import Operand, table
 

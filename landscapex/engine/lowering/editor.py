@@ -18,9 +18,10 @@ from landscapex.engine.lowering.accesses import (
     with_writes,
     writes,
 )
-from landscapex.engine.lowering.core import Input, Lowered
+from landscapex.engine.lowering.lanes import Input, Lowered
 from landscapex.engine.plan import Slot
-from landscapex.engine.steps import Map, Program, Step, Table, Term, Weight
+from landscapex.engine.program import Program, Term, Weight
+from landscapex.engine.steps import Map, Step, Table
 
 OUTSIDE = -1
 """Reads the outputs of a program, as if it were its last step."""

@@ -8,21 +8,20 @@ import numpy as np
 
 from landscapex.engine.lowering.accesses import separated, writes
 from landscapex.engine.lowering.editor import Editor, chosen, scaled, summed
+from landscapex.engine.program import Grid, Weight
 from landscapex.engine.steps import (
     NONE,
     Activation,
     Contract,
-    Grid,
     Map,
     MatMul,
     Normalize,
     Operand,
     Reduce,
     Step,
-    Weight,
-    contract_order,
     table,
 )
+from landscapex.engine.weight_order import contract_order
 
 _RISING = ("relu", "leaky_relu", "clamp", "sigmoid", "tanh", "hardsigmoid")
 _DELAYED_READS = 1.0  # per element of an AFFINE value: more would combine its sets again

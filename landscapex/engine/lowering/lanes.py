@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from landscapex.engine.plan import Slot
-from landscapex.engine.steps import Grid, Program, Table
+from landscapex.engine.program import Grid, Program
+from landscapex.engine.steps import Table, table
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,3 +144,15 @@ class Lowered:
     derived: dict[int, str]
     loss: Scalar
     metrics: dict[str, int]
+
+
+def flat(index: Tensor) -> Table:
+    """A table of all entries, in order.
+
+    Args:
+        index: Element numbers.
+
+    Returns:
+        int32 ``[n]``.
+    """
+    return table(index.reshape(-1).numpy())

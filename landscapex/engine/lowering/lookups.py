@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import fx
 
-from landscapex.engine.lowering.core import Lanes, Lowering, flat, handles
+from landscapex.engine.lowering.lanes import Lanes, flat
+from landscapex.engine.lowering.registry import handles
+from landscapex.engine.lowering.walk import Lowering
 from landscapex.engine.plan import NotCapturedError
 from landscapex.engine.steps import Embedding, table
 

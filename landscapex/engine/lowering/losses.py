@@ -9,17 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from landscapex.engine.lowering.core import (
-    Denominator,
-    FromBatch,
-    Lanes,
-    Lowering,
-    Part,
-    Scalar,
-    flat,
-    handles,
-)
+from landscapex.engine.lowering.lanes import Denominator, FromBatch, Lanes, Part, Scalar, flat
+from landscapex.engine.lowering.registry import handles
 from landscapex.engine.lowering.values import as_lanes, shape_of
+from landscapex.engine.lowering.walk import Lowering
 from landscapex.engine.plan import NotCapturedError
 from landscapex.engine.steps import (
     Activation,

@@ -18,10 +18,11 @@ from landscapex.engine.lowering import (  # noqa: F401 - they register what they
     recurrent,
     reductions,
 )
-from landscapex.engine.lowering.core import FromBatch, Lanes, Lowered, Lowering, Scalar, flat
+from landscapex.engine.lowering.lanes import FromBatch, Lanes, Lowered, Scalar, flat
 from landscapex.engine.lowering.optimize import optimize
+from landscapex.engine.lowering.walk import Lowering
 from landscapex.engine.plan import NotCapturedError, Plan
-from landscapex.engine.steps import Program
+from landscapex.engine.program import Program
 from landscapex.metrics import Rule
 
 

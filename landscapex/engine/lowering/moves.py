@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from landscapex.engine.lowering.core import Entries, FromBatch, Lanes, Lowering, Scalar, handles
+from landscapex.engine.lowering.lanes import Entries, FromBatch, Lanes, Scalar
+from landscapex.engine.lowering.registry import handles
+from landscapex.engine.lowering.walk import Lowering
 from landscapex.engine.plan import NotCapturedError
+from landscapex.engine.program import Grid
 from landscapex.engine.sharing import operator_name
-from landscapex.engine.steps import Grid
 
 _NEAREST = ("upsample_nearest1d.vec", "upsample_nearest2d.vec", "upsample_nearest3d.vec")
 

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from landscapex.engine.lowering.core import Lanes, Lowering, handles
+from landscapex.engine.lowering.lanes import Lanes
+from landscapex.engine.lowering.registry import handles
 from landscapex.engine.lowering.values import separate
+from landscapex.engine.lowering.walk import Lowering
 from landscapex.engine.plan import NotCapturedError
 from landscapex.engine.steps import Normalize, table
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from landscapex.engine.lowering.core import Lowered
 from landscapex.engine.lowering.editor import Editor
 from landscapex.engine.lowering.fusion import delay_activations, fuse_maps
+from landscapex.engine.lowering.lanes import Lowered
 from landscapex.engine.lowering.relocation import remove_copies
 from landscapex.engine.lowering.storage import assign_storage
 from landscapex.engine.lowering.winograd import use_winograd

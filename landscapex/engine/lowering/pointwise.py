@@ -10,14 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from landscapex.engine.lowering.core import (
-    Denominator,
-    Entries,
-    Lanes,
-    Lowering,
-    Scalar,
-    handles,
-)
+from landscapex.engine.lowering.lanes import Denominator, Entries, Lanes, Scalar
+from landscapex.engine.lowering.registry import handles
+from landscapex.engine.lowering.walk import Lowering
 from landscapex.engine.plan import NotCapturedError
 from landscapex.engine.steps import Activation
 

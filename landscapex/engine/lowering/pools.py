@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from landscapex.engine.lowering.core import Lanes, Lowering, flat, handles
+from landscapex.engine.lowering.lanes import Lanes, flat
 from landscapex.engine.lowering.reductions import summed_grid
+from landscapex.engine.lowering.registry import handles
 from landscapex.engine.lowering.values import separate
+from landscapex.engine.lowering.walk import Lowering
 from landscapex.engine.plan import NotCapturedError
+from landscapex.engine.program import Grid
 from landscapex.engine.sharing import operator_name
-from landscapex.engine.steps import Grid, Reduce, table
+from landscapex.engine.steps import Reduce, table
 
 
 def _windowed(

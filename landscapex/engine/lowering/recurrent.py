@@ -15,23 +15,24 @@ import torch
 from torch import Tensor, fx
 
 from landscapex.engine.lowering.contractions import grid_of
-from landscapex.engine.lowering.core import Entries, Lanes, Lowering, flat, handles
+from landscapex.engine.lowering.lanes import Entries, Lanes, flat
+from landscapex.engine.lowering.registry import handles
 from landscapex.engine.lowering.values import as_lanes, separate
+from landscapex.engine.lowering.walk import Lowering
 from landscapex.engine.plan import NotCapturedError
+from landscapex.engine.program import Grid, Term
 from landscapex.engine.sharing import operator_name
 from landscapex.engine.steps import (
     NONE,
     Activation,
     Contract,
-    Grid,
     GruCell,
     LstmCell,
     Map,
     Operand,
-    Term,
-    contract_order,
     table,
 )
+from landscapex.engine.weight_order import contract_order
 
 _NO_TABLE = table([])
 

@@ -10,19 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from landscapex.engine.lowering.core import Lanes, Lowering, Scalar, flat, handles
+from landscapex.engine.lowering.lanes import Lanes, Scalar, flat
 from landscapex.engine.lowering.losses import total
+from landscapex.engine.lowering.registry import handles
 from landscapex.engine.lowering.values import separate
+from landscapex.engine.lowering.walk import Lowering
 from landscapex.engine.plan import NotCapturedError
+from landscapex.engine.program import Grid
 from landscapex.engine.sharing import operator_name
-from landscapex.engine.steps import (
-    NONE,
-    Activation,
-    Grid,
-    Reduce,
-    Softmax,
-    table,
-)
+from landscapex.engine.steps import NONE, Activation, Reduce, Softmax, table
 
 _LARGEST = float(np.finfo(np.float32).max)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from landscapex.engine.lowering.editor import OUTSIDE, Editor
-from landscapex.engine.steps import NONE, Grid, GruCell, LstmCell, Map
+from landscapex.engine.program import Grid
+from landscapex.engine.steps import NONE, GruCell, LstmCell, Map
 
 
 def remove_copies(editor: Editor) -> bool:

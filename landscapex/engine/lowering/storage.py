@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from landscapex.engine.lowering.accesses import reads, writes
-from landscapex.engine.steps import Grid, Program
+from landscapex.engine.program import Grid, Program
 
 
 @dataclass

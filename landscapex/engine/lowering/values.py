@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import fx
 
-from landscapex.engine.lowering.core import FromBatch, Lanes, Lowering
+from landscapex.engine.lowering.lanes import FromBatch, Lanes
+from landscapex.engine.lowering.walk import Lowering
 from landscapex.engine.plan import NotCapturedError
 from landscapex.engine.sharing import operator_name
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from landscapex.engine.lowering.editor import Editor
-from landscapex.engine.steps import Contract, Grid, Table, Term, Weight, Winograd, contract_order
+from landscapex.engine.program import Grid, Term, Weight
+from landscapex.engine.steps import Contract, Table, Winograd
+from landscapex.engine.weight_order import contract_order
 
 _LEAST_INPUTS = 32  # fewer do not repay the transforms, and the loss of digits
 
