@@ -227,6 +227,7 @@ class Objective:
                 yield session
             finally:
                 session.closed = True
+                engine.release()
 
     def _freeze(self) -> dict[str, FrozenBatches]:
         """The frozen batches; read on first use, under the lock, with generators of our own."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gpu
 import numpy as np
 import pytest
 import real_data
@@ -19,9 +20,8 @@ from torch import Tensor
 NEEDS = {
     "needs the folder of real data": "give one with --data DIR",
     "needs Fashion-MNIST": "run `make data`",
+    "needs a CUDA device": "they run on a machine with a GPU, `pytest -m gpu` selects them",
 }
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,6 +47,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"data_dir", "fashion_mnist"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("data")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None and (why := gpu.missing()) is not None:
+        pytest.skip(why)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -85,7 +90,7 @@ def _generator_states() -> dict[str, object]:
     }
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[needs_cuda, pytest.mark.cuda])])
+@pytest.fixture(params=["cpu", gpu.CUDA])
 def device(request: pytest.FixtureRequest) -> str:
     """Every test that asks for a device runs on each of them."""
     return request.param

@@ -349,8 +349,8 @@ def test_plans_are_kept_for_each_precision() -> None:
             moving = frozenset(e.name for e in s.engine.space.entries)
             made[precision] = plans.captured(s.engine, "form", batch, moving)
             assert plans.captured(s.engine, "form", batch, moving) is made[precision]
-    assert made["bf16"].bf16
-    assert not made["model"].bf16
+    assert made["bf16"].math == "bf16"
+    assert made["model"].math == "fp32"
     assert made["bf16"].plan is made["model"].plan
 
 

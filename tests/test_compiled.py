@@ -101,8 +101,8 @@ def test_points_do_not_depend_on_what_is_computed_with_them(pieces):
         region = choice.Region(points.min(0), points.max(0), len(points))
         session.choose_engine(directions, region, session.values(), wanted="compiled")
         all_at_once = session.losses(directions, points)
-        for share in session.choice.compiled.shares:  # nothing kept
-            session.choice.compiled._products[id(share)] = None
+        for runner in session.choice.compiled._runners.values():  # nothing kept
+            runner._products, runner._ready = None, False
         parts = np.split(points, np.cumsum(pieces)[:-1])
         in_parts = np.concatenate([session.losses(directions, p) for p in parts])
     assert np.array_equal(all_at_once, in_parts)

@@ -195,7 +195,7 @@ def test_trap_15_what_forward_collects_holds_no_tensors_of_the_export():
 
 def test_weights_of_every_point_are_formed_for_few_points_at_once(monkeypatch):
     """Weights that torch computes (weight norm) take memory too."""
-    monkeypatch.setattr("landscapex.engine.compiled._FORMED_BYTES", 4 * 6 * 4 * 5)
+    monkeypatch.setattr("landscapex.engine.host._FORMED_BYTES", 4 * 6 * 4 * 5)
     model = models.seeded(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)))
     objective = lx.Objective(model, [batch(8)], "cross_entropy")
     directions = lx.directions.random(objective).vectors
@@ -209,7 +209,7 @@ def test_weights_of_every_point_are_formed_for_few_points_at_once(monkeypatch):
 def test_products_that_are_made_anew_in_each_call_are_made_for_several_points(
     monkeypatch, kept, fewest
 ):
-    monkeypatch.setattr("landscapex.engine.compiled._PRODUCT_BYTES", kept)
+    monkeypatch.setattr("landscapex.engine.host._PRODUCT_BYTES", kept)
     data = (torch.randn(8, 64), torch.randint(4, (8,)))
     objective = lx.Objective(models.mlp(64, 32, 4), data, "cross_entropy")
     directions = lx.directions.random(objective).vectors
@@ -220,7 +220,7 @@ def test_products_that_are_made_anew_in_each_call_are_made_for_several_points(
 
 
 def test_points_that_share_work_are_computed_together_however_long_they_take(monkeypatch):
-    monkeypatch.setattr("landscapex.engine.compiled._PRODUCT_BYTES", 0)
+    monkeypatch.setattr("landscapex.engine.host._PRODUCT_BYTES", 0)
     monkeypatch.setattr("landscapex.filling.TOGETHER_SECONDS", 0.0)
     data = (torch.randn(8, 64), torch.randint(4, (8,)))
     blocks = []

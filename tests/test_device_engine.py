@@ -5,6 +5,7 @@ The kernels by themselves are compared in test_program_kernels.py and test_progr
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import emulated_device
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 import landscapex as lx
 from landscapex.engine import device as device_module
 from landscapex.engine import preparation
+from landscapex.engine.choice import Region
 from landscapex.engine.host import HostBackend
 from landscapex.errors import CaptureError
 
@@ -38,20 +40,13 @@ def emulation(monkeypatch):
     return choose
 
 
-def losses(objective, points=POINTS, *, directions=None):
+def losses(objective, points=POINTS):
     """Losses and metrics at points, on the compiled engine."""
     with objective.session() as session:
-        drawn = lx.directions.random(objective, 2, seed=1, center=session.center)
-        vectors = drawn.vectors if directions is None else directions
-        region = lx_region(points)
+        vectors = lx.directions.random(objective, 2, seed=1, center=session.center).vectors
+        region = Region(points.min(0), points.max(0), len(points))
         session.choose_engine(vectors, region, session.values(), wanted="compiled")
         return session.losses(vectors, points)
-
-
-def lx_region(points):
-    from landscapex.engine.choice import Region
-
-    return Region(points.min(0), points.max(0), len(points))
 
 
 def few(case, batches=2, samples=6):
@@ -98,6 +93,29 @@ def test_the_device_gives_what_the_processor_gives(name, monkeypatch, emulation)
     found = losses(objective_of(name))
     monkeypatch.setattr(preparation, "backend_of", lambda device: HostBackend())
     np.testing.assert_allclose(found, losses(objective_of(name)), rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lenet", "resnet20"])
+def test_the_networks_of_the_benchmarks_agree_with_float64(name, emulation, monkeypatch):
+    """Whole, with few samples; compared by hand, so that it need not be emulated once more."""
+    monkeypatch.setattr("landscapex.engine.choice.validate", lambda *_: None)
+    model = models.seeded(models.LeNet) if name == "lenet" else models.resnet20()
+    rng = torch.Generator().manual_seed(0)
+    shape = (16, 1, 28, 28) if name == "lenet" else (4, 3, 32, 32)
+    data = torch.randn(shape, generator=rng), torch.randint(10, shape[:1], generator=rng)
+    objective = lx.Objective(model, data, F.cross_entropy)
+    found = losses(objective, POINTS[:2])
+    with objective.session() as session:
+        vectors = lx.directions.random(objective, 2, seed=1, center=session.center).vectors
+        center = session.center.double()
+    double = copy.deepcopy(model).double().eval()
+    for point, loss in zip(POINTS[:2], found[:, 0], strict=True):
+        moved = (center + torch.from_numpy(point) @ vectors.double()).float().double()
+        nn.utils.vector_to_parameters(moved, double.parameters())
+        with torch.no_grad():
+            expected = float(F.cross_entropy(double(data[0].double()), data[1]))
+        assert abs(loss - expected) <= 1e-6 * expected
 
 
 @pytest.mark.parametrize(("cache_bytes", "block_bytes"), [(1, 0), (1 << 16, 0), (1, 200 << 10)])

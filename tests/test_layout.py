@@ -41,7 +41,7 @@ ORDER = [
     *["engine.lowering.winograd", "engine.lowering.optimize", "engine.lowering.lower"],
     *["engine.native", "engine.packing", "engine.backend", "engine.host", "engine.device"],
     *["engine.captured", "engine.compiled"],
-    *["engine.preparation", "engine.validation", "engine.choice"],
+    *["engine.preparation", "engine.validation", "engine.graphs", "engine.choice"],
     *["session", "objective"],
     *["_arrays", "_lock", "_numbers", "segment"],
     *["curvature", "curvature.linear", "curvature.draws", "curvature.basis", "curvature.krylov"],

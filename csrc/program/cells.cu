@@ -3,13 +3,13 @@
 namespace landscapex::program::cuda {
 namespace {
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     lstm_cell_kernel(const __grid_constant__ LstmCellArgs args,
                      const __grid_constant__ Cells cells) {
   work(args, cells, this_cell(), this_share());
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     gru_cell_kernel(const __grid_constant__ GruCellArgs args, const __grid_constant__ Cells cells) {
   work(args, cells, this_cell(), this_share());
 }

@@ -3,19 +3,19 @@
 namespace landscapex::program::cuda {
 namespace {
 
-__global__ void __launch_bounds__(kMostSlots)
+__global__ void __launch_bounds__(kMostSlots, kBlocks)
     cross_entropy_kernel(const __grid_constant__ CrossEntropyArgs args,
                          const __grid_constant__ Cells cells) {
   work(args, cells, this_cell(), this_share());
 }
 
-__global__ void __launch_bounds__(kMostSlots)
+__global__ void __launch_bounds__(kMostSlots, kBlocks)
     element_loss_kernel(const __grid_constant__ ElementLossArgs args,
                         const __grid_constant__ Cells cells) {
   work(args, cells, this_cell(), this_share());
 }
 
-__global__ void __launch_bounds__(kMostSlots)
+__global__ void __launch_bounds__(kMostSlots, kBlocks)
     hits_kernel(const __grid_constant__ HitsArgs args, const __grid_constant__ Cells cells) {
   work(args, cells, this_cell(), this_share());
 }

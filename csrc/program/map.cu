@@ -5,7 +5,7 @@ namespace {
 
 constexpr int64_t kPerThread = 4;
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     map_kernel(const __grid_constant__ MapArgs args, const __grid_constant__ Cells cells) {
   work(args, cells, this_cell(), this_share());
 }

@@ -7,7 +7,7 @@ namespace {
 // cache for 8 multiply-adds. Larger tiles would not leave registers for two blocks.
 constexpr int kTile = 4;
 
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads)
     matmul_kernel(const __grid_constant__ MatMulArgs args, const __grid_constant__ Cells cells) {
   multiply<kTile>(args, cells, this_cell(), this_share());
 }

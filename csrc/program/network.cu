@@ -49,54 +49,12 @@ struct NetworkLaunch {
 };
 static_assert(sizeof(NetworkLaunch) <= 32764, "fits the arguments of compute 7.0 and later");
 
-template <typename Args>
-__device__ __forceinline__ void work_in_block(const Args& args, const Cells& cells,
-                                              const Cell& cell, const Share& share) {
-  work(args, cells, cell, share);
-}
-
-// Contractions with fewer sums for each thread: there are few positions, and few registers.
-__device__ __forceinline__ void compute_rows(const ContractArgs& args, const Cells& cells,
-                                             const Cell& cell, const Item& item) {
-  switch (item.outputs.count) {
-    case 1:
-      return compute<1, false>(args, cells, cell, item);
-    case 2:
-      return compute<2, false>(args, cells, cell, item);
-    case 3:
-      return compute<3, false>(args, cells, cell, item);
-    default:
-      return compute<4, false>(args, cells, cell, item);
-  }
-}
-__device__ __forceinline__ void work_in_block(const ContractArgs& args, const Cells& cells,
-                                              const Cell& cell, const Share& share) {
-  const int num_outputs = static_cast<int>(args.outputs), lanes = static_cast<int>(cells.lanes);
-  const int quads = lanes / kQuad, columns = static_cast<int>(args.positions) * quads;
-  const RowBlocks blocks(num_outputs);
-  const int most = args.groups * num_outputs * columns < 2 * share.stride ? 1 : 4;
-  const int parts = (blocks.largest() + most - 1) / most;
-  for (Walk walk(share, columns); walk.row() < args.groups * blocks.count * parts; walk.next()) {
-    const int part = walk.row() % parts, which = walk.row() / parts;
-    const int group = which / blocks.count, block = which % blocks.count;
-    const int rows = blocks.rows(block), begin = part * most;
-    if (begin >= rows) continue;
-    const int first = blocks.first(block), left = rows - begin;
-    const int position = walk.column() / quads;
-    compute_rows(args, cells, cell,
-                 {{group, first + begin, left < most ? left : most},
-                  {position, (walk.column() - position * quads) * kQuad},
-                  weights_of(args, cell, group) + int64_t{first} * args.num_taps + begin,
-                  rows});
-  }
-}
-
 template <size_t kKind = 0>
 __device__ __forceinline__ void run_step(const AnyStep& step, const Cells& cells,
                                          const Cell& cell) {
   if (step.kind == kKind) {
     const auto& args = *reinterpret_cast<const ArgsOf<kKind>*>(step.args);
-    work_in_block(args, cells, cell, {threadIdx.x, blockDim.x});
+    work(args, cells, cell, {threadIdx.x, blockDim.x});
   } else if constexpr (kKind + 1 < kNumKinds) {
     run_step<kKind + 1>(step, cells, cell);
   }

@@ -3,13 +3,13 @@
 namespace landscapex::program::cuda {
 namespace {
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     normalize_kernel(const __grid_constant__ NormalizeArgs args,
                      const __grid_constant__ Cells cells) {
   work(args, cells, this_cell(), this_share());
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     long_normalize_kernel(const __grid_constant__ NormalizeArgs args,
                           const __grid_constant__ Cells cells) {
   const Team team;

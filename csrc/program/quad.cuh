@@ -7,6 +7,10 @@ namespace landscapex::program::cuda {
 
 constexpr int kQuad = 4;
 
+// Blocks of a multiprocessor that kernels leave registers for. Where they do not say it, the
+// compiler saves registers by spilling some.
+constexpr int kBlocks = 3;
+
 struct Quad {
   float v[kQuad];
 };

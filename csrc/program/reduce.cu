@@ -3,7 +3,7 @@
 namespace landscapex::program::cuda {
 namespace {
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     reduce_kernel(const __grid_constant__ ReduceArgs args, const __grid_constant__ Cells cells) {
   work(args, cells, this_cell(), this_share());
 }

@@ -3,12 +3,12 @@
 namespace landscapex::program::cuda {
 namespace {
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     softmax_kernel(const __grid_constant__ SoftmaxArgs args, const __grid_constant__ Cells cells) {
   work(args, cells, this_cell(), this_share());
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     long_softmax_kernel(const __grid_constant__ SoftmaxArgs args,
                         const __grid_constant__ Cells cells) {
   const Team team;

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
 
 from landscapex.engine.compiled import CompiledEngine
 from landscapex.engine.eager import EagerEngine
+from landscapex.engine.graphs import record
 from landscapex.engine.plan import NotCapturedError
 from landscapex.engine.preparation import PlanCache, compile_engine, refuse
 from landscapex.engine.validation import LOSS, check_points, validate
@@ -88,6 +89,24 @@ def choose(
     Raises:
         CaptureError: If ``"compiled"`` is wanted and cannot be had.
     """
+    choice = _choose(wanted, eager, snapshot, center, directions, region, values, plans)
+    if choice.compiled is None:
+        low, high, points = region.low, region.high, region.points
+        if said := record(eager, snapshot, center, directions, low, high, points):
+            return replace(choice, why=f"{choice.why}; {said}")
+    return choice
+
+
+def _choose(
+    wanted: str,
+    eager: EagerEngine,
+    snapshot: Snapshot,
+    center: Tensor,
+    directions: Tensor,
+    region: Region,
+    values: list[float],
+    plans: PlanCache,
+) -> Choice:
     if wanted == "eager":
         return Choice("eager", "asked for")
     if wanted == "auto" and _work(eager, region) < _WORTH_WHILE:

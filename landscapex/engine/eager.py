@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -27,6 +28,8 @@ BN_MODES = ("eval", "recompute", "batch")
 PRECISIONS = ("model", "fp32", "tf32", "bf16x3", "bf16")
 _COMMON_SEED = 0  # stochastic losses see the same draws at every point
 
+log = logging.getLogger("landscapex")
+
 
 class Stop(Protocol):
     """Whoever may want the work to end early; see `interrupts.Interrupts`."""
@@ -37,6 +40,19 @@ class Stop(Protocol):
 
     def poll(self) -> None:
         """Raise `Abandon` if the point at hand has taken too long since."""
+
+
+class Replayed(Protocol):
+    """An evaluation that a device can do again without Python; see `graphs.Recording`."""
+
+    def values(self, stop: Stop | None = None) -> list[float]:
+        """As `EagerEngine.here`."""
+
+    def stale(self, eager: EagerEngine) -> bool:
+        """Whether it is another evaluation than that of the engine as it is now."""
+
+    def free(self) -> None:
+        """Give memory back."""
 
 
 class EagerEngine:
@@ -59,7 +75,8 @@ class EagerEngine:
     Attributes:
         layout: How the losses see the data; that of the user until `arrange` is called.
         laid_out: The data in this layout.
-        totals: Of the last evaluation, by data set.
+        totals: Of the last evaluation by Python, by data set.
+        recording: What takes the place of `here` in `losses`, if there is such a thing.
     """
 
     name = "eager"
@@ -86,6 +103,7 @@ class EagerEngine:
         self.common_seed = common_seed
         self.columns: tuple[str, ...] | None = None
         self.totals: dict[str, Totals] = {}
+        self.recording: Replayed | None = None
         self._norms = batch_norms(space.model)
         trained = {id(m) for m in self._norms} if bn == "batch" else set()
         self._flags = [(m, id(m) in trained) for m in space.model.modules()]
@@ -132,13 +150,14 @@ class EagerEngine:
             ``(n, M)`` float64, ``n <= G``, in the order of `columns`.
         """
         rows: list[list[float]] = []
+        here = self.here if self.recording is None else self._replayed(self.recording)
         with self._shared_modes():
             for coordinates in points.tolist():
                 if stop is not None and stop.requested:
                     break
                 snapshot.move(center, directions, coordinates)
                 try:
-                    rows.append(self.here(stop))
+                    rows.append(here(stop))
                 except Abandon:
                     break
                 except Exception as error:
@@ -147,6 +166,25 @@ class EagerEngine:
                     raise
         snapshot.check_unchanged()
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.columns or ()))
+
+    def _replayed(self, recording: Replayed) -> Callable[[Stop | None], list[float]]:
+        """The evaluation as it was recorded, while it is that of this engine."""
+        if recording.stale(self):
+            log.info("the recorded evaluation is not that of the model any more: Python goes on")
+            self.release()
+            return self.here
+        return recording.values
+
+    def release(self) -> None:
+        """Give back what a recorded evaluation holds of the device."""
+        if self.recording is not None:
+            self.recording.free()
+            self.recording = None
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether the loss turned out to need gradients."""
+        return self._grad_mode is torch.enable_grad
 
     def here(self, stop: Stop | None = None) -> list[float]:
         """Losses and metrics of the model as it stands now, in the order of `columns`."""
@@ -202,7 +240,7 @@ class EagerEngine:
             names = (*names, *[f"{name}_{c}" for c in columns]) if names else columns
             values += totals.values()
         if self.weight_decay:
-            values[0] += 0.5 * self.weight_decay * self._squared_norm()
+            values[0] += 0.5 * self.weight_decay * float(self.squared_norm())
         return values, names
 
     def gradient(self, stop: Stop | None = None) -> Tensor:
@@ -250,14 +288,15 @@ class EagerEngine:
                 error.add_note(f"landscapex: in batch {b} of {name}")
                 raise
 
-    def _squared_norm(self) -> float:
+    def squared_norm(self) -> Tensor:
+        """Of the chosen parameters as they stand, 0-d float64."""
         parts = [
             torch.linalg.vector_norm(
                 torch.view_as_real(p) if p.is_complex() else p, dtype=torch.float64
             )
             for p in (q.detach().resolve_conj() for q in self.space.parameters)
         ]
-        return float(torch.stack(parts).square().sum())
+        return torch.stack(parts).square().sum()
 
     def _draws(self) -> contextlib.AbstractContextManager[None]:
         if not self.common_seed:
@@ -284,7 +323,7 @@ class EagerEngine:
     def _reset_modes(self) -> None:
         """Undo what a loss may have switched at the last point."""
         self._set_flags()
-        wanted = self._grad_mode is torch.enable_grad
+        wanted = self.differentiates
         if torch.is_grad_enabled() is not wanted:
             torch.set_grad_enabled(wanted)
         torch.clear_autocast_cache()

@@ -1,0 +1,228 @@
+"""What the steps of a device promise beyond their numbers: the same bits however they are run.
+
+The numbers are compared in test_program_kernels.py and test_program_losses.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import emulated_device
+import numpy as np
+import program_reference as reference
+import pytest
+from program_bench import Bench
+from step_cases import CASES
+
+from landscapex.engine.program import Grid, Program, Weight
+from landscapex.engine.steps import (
+    CrossEntropy,
+    ElementLoss,
+    Hits,
+    Normalize,
+    Softmax,
+    Winograd,
+    table,
+)
+
+module = pytest.importorskip("landscapex._program_emulated")
+SAMPLES, LANES = 40, 16  # three tiles, the last of them half full
+BLOCK_BYTES = 200 << 10
+EMPTY = table([])
+
+# all kinds of steps; of the many functions of a map, and of activations, a few
+NAMES = [
+    name
+    for i, name in enumerate(CASES)
+    if (not name.startswith(("activation", "map", "element_loss")) or i % 6 == 0)
+    and not any(isinstance(s, Winograd) for s in CASES[name](1).program.steps)
+]
+
+
+@pytest.fixture(params=["reverse", "random", "warps"])
+def another_order(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Threads and blocks run in another order than before."""
+    module.set_order(emulated_device.ORDERS[request.param], 3)
+    yield
+    module.set_order(0)
+
+
+@pytest.fixture(scope="module")
+def forward() -> dict[str, np.ndarray]:
+    """Sums of programs, as the first order of threads has them."""
+    return {}
+
+
+def summed(program: Program) -> Program:
+    """The outputs become sums, in which every element has its own weight."""
+    losses = [
+        ElementLoss("identity", buffer, at, -1, EMPTY, program.terms + i,
+                    weight=np.linspace(1, 2, at.size, dtype=np.float32))
+        for i, (buffer, at) in enumerate(program.outputs)
+    ]  # fmt: skip
+    terms = program.terms + len(losses)
+    return replace(program, steps=(*program.steps, *losses), terms=terms, outputs=())
+
+
+def run_case(name: str, **about: int) -> np.ndarray:
+    """Sums ``[G, terms]`` of a case at three points."""
+    case = CASES[name](SAMPLES)
+    sets = [
+        reference.packed(case.program, reference.weights_at(case.program, slots, offset=k == 0))
+        for k, slots in enumerate(case.sets)
+    ]
+    weights = [np.stack(w) for w in zip(*sets, strict=True)]
+    points = np.array([case.coefficients[1:]]) * np.array([[0.0], [1.0], [-0.3]])
+    return run(summed(case.program), case.inputs, weights, points, **about)
+
+
+def run(
+    program: Program,
+    inputs: dict[int, np.ndarray],
+    weights: Sequence[np.ndarray],
+    points: np.ndarray,
+    **about: int,
+) -> np.ndarray:
+    return emulated_device.execute(program, inputs, weights, points, LANES, **about)[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bits_do_not_depend_on_the_order_of_threads(name, forward, another_order):
+    found = run_case(name)
+    module.set_order(0)
+    if name not in forward:
+        forward[name] = run_case(name)
+    np.testing.assert_array_equal(found, forward[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_block_that_does_a_whole_cell_computes_the_same_bits(name):
+    np.testing.assert_array_equal(run_case(name, block_bytes=BLOCK_BYTES), run_case(name))
+
+
+@pytest.mark.parametrize("order", emulated_device.ORDERS)
+def test_steps_of_a_block_wait_for_each_other(order):
+    """A chain in which every step reads what other threads have written in the step before."""
+    names = ["norm-group", "softmax-plain", "matmul-2", "convolution-3x3", "pool-max_3x3_padded"]
+    module.set_order(emulated_device.ORDERS[order], 11)
+    try:
+        found = [run_case(n, block_bytes=BLOCK_BYTES) for n in names]
+    finally:
+        module.set_order(0)
+    for name, sums in zip(names, found, strict=True):
+        np.testing.assert_array_equal(sums, run_case(name))
+
+
+def test_programs_of_these_tests_are_done_by_blocks():
+    """Otherwise the tests above compare a kernel with itself."""
+    for name in NAMES:
+        program = summed(CASES[name](1).program)
+        native = module.DeviceProgram(LANES, program, "fp32", BLOCK_BYTES)
+        sizes = [w.size for w in program.weights]
+        native.bind(0, [0] * len(sizes), sizes, 2)
+        assert native.in_blocks, name
+
+
+# --- long rows: all threads of a block work on each -----------------------------------------------
+
+LONG = [127, 128, 129, 700]  # around the length from which on they do
+
+
+def long_rows(kind: str, count: int) -> Bench:
+    b = Bench(seed=count)
+    x = b.data(5 + b.rng.normal(size=(19, 3 * count)))
+    sources, to = b.permuted(3, count), b.permuted(3, count)
+    if kind.startswith("softmax"):
+        log = kind == "softmax_log"
+        b.steps.append(Softmax(x, sources, b.out(3 * count), to, log=log))
+        return b
+    gamma, beta = b.weight(count), b.weight(count)
+    at = table(np.tile(np.arange(count), (3, 1)))
+    b.steps.append(
+        Normalize(x, sources, b.out(3 * count), to, gamma, at, beta, at, rms=kind == "rms")
+    )
+    return b
+
+
+@pytest.mark.parametrize("count", LONG)
+@pytest.mark.parametrize("kind", ["softmax", "softmax_log", "norm", "rms"])
+def test_long_rows_are_those_of_float64(kind, count, monkeypatch):
+    monkeypatch.setattr("program_bench._where", ["emulated CUDA"])
+    long_rows(kind, count).check(lanes=(16, 48))
+
+
+@pytest.mark.parametrize("kind", ["softmax", "softmax_log", "norm"])
+def test_long_rows_have_the_same_bits_in_any_order(kind, another_order):
+    b = long_rows(kind, 300)
+    program, none = summed(b.program()), np.zeros((1, 0))
+    found = run(program, b.inputs, b.weights, none)
+    module.set_order(0)
+    np.testing.assert_array_equal(found, run(program, b.inputs, b.weights, none))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("log", [False, True])
+def test_special_numbers_in_long_rows_reach_their_rows_only(value, log):
+    b = Bench()
+    numbers = b.rng.normal(size=(19, 400))
+    numbers[2, 150] = value
+    x, out = b.data(numbers), b.out(400)
+    rows = table(np.arange(400).reshape(2, 200))
+    b.steps.append(Softmax(x, rows, out, rows, log=log))
+    _, values = emulated_device.execute(b.program(), b.inputs, [], np.zeros((1, 0)), 16)
+    wrong = np.isnan(values[0][0]).any(axis=1)
+    assert wrong.tolist() == [i == 2 for i in range(19)]
+    assert not np.isnan(values[0][0][2, 200:]).any()
+
+
+# --- sums ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("positions", [1, 3, 70])
+def test_sums_of_many_positions_are_those_of_float64(positions):
+    """Fewer items than a block has threads, and more; lanes without a sample do not count."""
+    b = Bench(seed=positions)
+    scores = b.normal(4 * positions, scale=3)
+    labels = b.data(b.rng.integers(0, 4, (19, positions)))
+    rows = table(np.arange(4 * positions).reshape(positions, 4))
+    at = table(np.arange(positions))
+    b.steps += [
+        CrossEntropy(scores, rows, labels, at, 0),
+        Hits("class", scores, rows, labels, at, 1),
+        ElementLoss("identity", scores, table(np.arange(4 * positions)), -1, EMPTY, 2),
+    ]
+    b.terms = 3
+    program, inputs = b.program(), dict(b.inputs)
+    wanted, _ = reference.run(
+        program, {i: x.astype(float if i == scores else np.int64) for i, x in inputs.items()}, []
+    )
+    found = run(program, inputs, [], np.zeros((1, 0)))[0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-7, atol=1e-7 * positions)
+
+
+def test_sums_of_two_steps_may_go_to_one_term():
+    b = Bench()
+    x = b.normal(5)
+    b.steps += [ElementLoss("identity", x, table([i]), -1, EMPTY, 0) for i in (1, 4)]
+    b.terms = 1
+    program = b.program()
+    found = run(program, b.inputs, [], np.zeros((1, 0)))[0]
+    wanted = b.inputs[x].astype(float)[:, [1, 4]].sum()
+    np.testing.assert_allclose(found, [wanted], rtol=1e-14)
+
+
+def test_programs_of_no_samples_in_a_step_add_nothing():
+    """Steps without items launch no empty grid."""
+    b = Bench()
+    x = b.normal(2)
+    b.terms = 1
+    b.buffers.append(replace(b.buffers[x], kind="live", grid=Grid.FULL))
+    none = table(np.zeros((0, 3)))
+    b.steps += [
+        Softmax(x, none, 1, none),
+        Normalize(x, none, 1, none),
+        ElementLoss("identity", x, EMPTY, -1, EMPTY, 0),
+    ]
+    program = replace(b.program(), weights=tuple[Weight, ...](), outputs=())
+    assert run(program, b.inputs, [], np.zeros((1, 0)))[0] == 0
