@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from landscapex._arrays import Array
 from landscapex.errors import ArgumentError
 
 _NOISE = 1e-6  # relative: what a mean in float32 may be off
 _ROUNDING = 1e-12  # of the coordinates 0 and 1
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

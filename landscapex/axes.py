@@ -6,7 +6,6 @@ Exposed as ``landscapex.directions``.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,11 +22,11 @@ from landscapex._directions import (
     layout_of,
 )
 from landscapex._draws import gaussian_
+from landscapex._warnings import warn
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
     DirectionError,
-    LandscapexWarning,
 )
 from landscapex.parameters import Ignore, Normalize, ParameterSpace, unwrap
 
@@ -143,7 +142,7 @@ def between(
     which = [""] if len(models) == 1 else [f" {k + 1}" for k in range(len(models))]
     notes = [_left_behind(space, m) for m in models]
     for note in filter(None, notes):
-        warnings.warn(f"between: {note}.", LandscapexWarning, stacklevel=2)
+        warn(f"between: {note}.")
     axes = tuple(
         Axis(f"towards the other model{w}", "between", note=n)
         for w, n in zip(which, notes, strict=True)

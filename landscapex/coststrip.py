@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,24 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from landscapex._arrays import read_only
+from landscapex._arrays import Array, read_only
+from landscapex._warnings import warn
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
     GridError,
-    LandscapexWarning,
     NonFiniteCenterError,
     Terminated,
 )
 from landscapex.interrupts import Abandon, Interrupts
 from landscapex.objective import Objective
-from landscapex.residuals import (
-    Array,
-    ResidualCoordinates,
-    points_of,
-    solution_of,
-    split_points,
-)
+from landscapex.residuals import ResidualCoordinates, points_of, solution_of, split_points
 from landscapex.segment import Tensors
 
 if TYPE_CHECKING:
@@ -204,10 +197,8 @@ def cost_strip(
         raise stopped
     if not result.complete:
         count = int((~result.evaluated.any(axis=1)).sum())
-        warnings.warn(
+        warn(
             f"{count} of {len(along)} checkpoints are not finite and were left out.",
-            LandscapexWarning,
-            stacklevel=2,
         )
     return result
 

@@ -6,7 +6,6 @@ import contextlib
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +18,13 @@ from tqdm.auto import tqdm
 from landscapex import axes, opening, store
 from landscapex._directions import Directions, check_layout, check_usable, layout_of
 from landscapex._files import check_path
+from landscapex._warnings import warn
 from landscapex.engine.choice import Region
 from landscapex.engine.layout import Layout
 from landscapex.errors import (
     ArgumentError,
     DirectionError,
     GridError,
-    LandscapexWarning,
     ResumeMismatchError,
     Terminated,
 )
@@ -175,7 +174,7 @@ def fill_grid(
         raise stopped
     _warn_of_results(result, center[0])
     for remark in computed.remarks(result):
-        _warn(remark)
+        warn(remark)
     if options.out is not None and options.shard is None:
         result.save(options.out)
         store.remove_journals(options.out, header)
@@ -418,7 +417,7 @@ def _warn_of_lost_steps(session: Session, directions: Directions, grid: Grid) ->
             moving += int((d != 0).sum())
             lost += int(((d != 0) & (moved == c.to(kind))).sum())
         if lost > 0.5 * moving:
-            _warn(
+            warn(
                 f"{lost / moving:.0%} of the parameters do not move at all at the smallest step "
                 f"({step:.3g}) along {axis.label}: it is below their resolution "
                 f"({session.describe()['model']['dtype']}). Take a larger span, or fewer points."
@@ -428,20 +427,12 @@ def _warn_of_lost_steps(session: Session, directions: Directions, grid: Grid) ->
 def _warn_of_results(result: Surface, center: float) -> None:
     losses = result.loss[result.evaluated]
     if len(losses) > 1 and np.array_equal(losses, np.full_like(losses, center), equal_nan=False):
-        _warn(
+        warn(
             "the loss is the same at every point: it does not depend on the parameters that move. "
             "Does it use another copy of the model?"
         )
     if result.nonfinite:
-        _warn(f"{result.nonfinite} of {len(losses)} losses are NaN or infinite; kept as they are.")
-
-
-def _warn(message: str) -> None:
-    # the line of the user's that called us
-    here, level, frame = str(Path(__file__).parent), 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, LandscapexWarning, stacklevel=level)
+        warn(f"{result.nonfinite} of {len(losses)} losses are NaN or infinite; kept as they are.")
 
 
 def _stopped(signum: int, result: Surface, options: Options) -> BaseException:

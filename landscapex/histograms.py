@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from landscapex._arrays import read_only
+from landscapex._arrays import Array, read_only
 from landscapex._principal import Rows
 from landscapex.entries import Entry
 from landscapex.errors import ArgumentError
@@ -21,8 +21,6 @@ from landscapex.runs import open_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from landscapex._directions import Axis, Directions, layout_of
+from landscapex._warnings import warn
 from landscapex.engine.choice import Choice, Region
 from landscapex.engine.eager import Stop, batch_norms
-from landscapex.errors import ArgumentTypeError, CaptureError, LandscapexWarning
+from landscapex.errors import ArgumentTypeError, CaptureError
 from landscapex.evaluate import Shard, checked_options
 from landscapex.filling import Progress, fill_grid
 from landscapex.grid import Span
@@ -119,11 +119,9 @@ def interpolate(
     line = _Line(objective, start, end)
     for name, state in (("model_a", start), ("model_b", end)):
         if state is not None and (names := line.left_open(state)):
-            warnings.warn(
+            warn(
                 f"`{name}` should have all buffers of the model, got none of {len(names)} "
                 f"({', '.join(names[:3])}): those of the evaluated module are used.",
-                LandscapexWarning,
-                stacklevel=2,
             )
     options = checked_options(
         {

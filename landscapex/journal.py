@@ -10,7 +10,6 @@ import errno
 import os
 import re
 import threading
-import warnings
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -40,11 +39,11 @@ from landscapex._journal_lines import (
     parse,
 )
 from landscapex._lock import FileLock, remove_stale_lock
+from landscapex._warnings import warn
 from landscapex.errors import (
     ArgumentError,
     CorruptFileError,
     LandscapexError,
-    LandscapexWarning,
     OutputError,
     ResumeMismatchError,
 )
@@ -405,7 +404,7 @@ def _read_for_resume(path: Path) -> Contents | None:
         return None
     data = read_file(path)
     if not data.strip(b"\0"):
-        _warn(f"{path} was empty, as a power cut may leave it: the run starts over.")
+        warn(f"{path} was empty, as a power cut may leave it: the run starts over.")
         return None
     contents = parse(data, path)
     _warn_of_damage(path, contents, live=False)
@@ -414,21 +413,17 @@ def _read_for_resume(path: Path) -> Contents | None:
 
 def _warn_of_damage(path: Path, contents: Contents, *, live: bool) -> None:
     if contents.damaged:
-        _warn(
+        warn(
             f"{path} is damaged in line {', '.join(map(str, contents.damaged[:10]))}: the points "
             "there count as not evaluated."
         )
     torn = b"\0" not in contents.tail and b"\n" not in contents.tail
     if contents.tail and not (live and torn):  # the writer of a living journal may be at this line
-        _warn(
+        warn(
             f"{path} ended in {len(contents.tail)} bytes that are no whole line, as a killed run "
             f"or a power cut leaves them; {int(contents.done.sum())} of {len(contents.done)} "
             "points are kept."
         )
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, LandscapexWarning, stacklevel=4)
 
 
 def _refuse(path: Path, found: list[str], advice: str) -> NoReturn:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import warnings
 from pathlib import Path
 
 from landscapex import store
-from landscapex.errors import ArgumentError, CorruptFileError, LandscapexWarning
+from landscapex._warnings import warn
+from landscapex.errors import ArgumentError, CorruptFileError
 from landscapex.header import RunHeader
 from landscapex.results import Surface
 
@@ -65,11 +65,9 @@ def merge(path: str | os.PathLike[str]) -> Surface:
     surface = Surface.from_run(header, done, values, path=path)
     if not surface.complete and not _is_finished(result, header):
         missing = int((~surface.evaluated).sum())
-        warnings.warn(
+        warn(
             f"{missing} of {surface.loss.size} points of {result} are missing: not all shards "
             "have finished. Their journals stay; merge again later.",
-            LandscapexWarning,
-            stacklevel=2,
         )
         return surface
     if surface.complete:

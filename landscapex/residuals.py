@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from landscapex import _ops
-from landscapex._arrays import read_only
+from landscapex._arrays import Array, read_only
 from landscapex._principal import Rows
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.objective import Objective
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 _RESOLUTION = 8 * np.finfo(np.float64).eps  # relative: a residual below it is rounding
 _STREAM = 0x5EED  # of directions that stand for those of residuals that are zero
-
-Array = NDArray[np.float64]
 
 
 class Points(Protocol):

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +23,11 @@ from torch import Tensor, nn
 
 from landscapex import checkpoints
 from landscapex._files import read_file
+from landscapex._warnings import warn
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
     CorruptFileError,
-    LandscapexWarning,
 )
 from landscapex.parameters import unwrap
 
@@ -271,10 +270,8 @@ def _ordered(paths: Sequence[Path], folder: Path) -> Run:
     if not known:
         return Run((_of_path(paths[0], 0),))
     if left_out:
-        warnings.warn(
+        warn(
             f"no step in the names of {', '.join(left_out[:10])} in {folder}: left out.",
-            LandscapexWarning,
-            stacklevel=4,
         )
     return _with_log(_sorted([(step_in(p) or 0, p) for p in known]))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import platform
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -29,11 +28,11 @@ from landscapex._principal import (
     random_walk_ratios,
 )
 from landscapex._trajectory import Projection, Trajectory, project
+from landscapex._warnings import warn
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
     DirectionError,
-    LandscapexWarning,
     NonFiniteCenterError,
 )
 from landscapex.objective import Objective
@@ -129,7 +128,7 @@ def trajectory(
     at_points = _drawn(objective, look.center, directions, placed, look) if drawn else None
     rows.release()
     for note in look.notes:
-        warnings.warn(f"trajectory: {note}.", LandscapexWarning, stacklevel=2)
+        warn(f"trajectory: {note}.")
     return Trajectory(
         directions=directions,
         center=look.center,

@@ -1,10 +1,13 @@
-"""The grid program on the emulation of a CUDA device, as the package drives a real one."""
+"""The grid program on the emulation of a CUDA device, as the package drives a real one; and on a
+real one, where there is one."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import gpu
 import numpy as np
 import torch
 
@@ -33,6 +36,20 @@ def backend(
     return DeviceBackend(CPU, "_program_emulated", about)
 
 
+def on_gpu(**about: Any) -> DeviceBackend:
+    """Runs programs on the GPU; the test skips where the library for it was not built.
+
+    Args:
+        about: Properties that are to be taken for those of the GPU, as in `backend`.
+    """
+    gpu.require("_program_cuda")
+    device = torch.device("cuda", torch.cuda.current_device())
+    found = Device.of(device)
+    if "block_bytes" in about:
+        about["block_bytes"] = min(about["block_bytes"], found.block_bytes)
+    return DeviceBackend(device, about=dataclasses.replace(found, **about))
+
+
 def execute(
     program: Program,
     inputs: Mapping[int, np.ndarray],
@@ -41,9 +58,10 @@ def execute(
     lanes: int,
     *,
     math: str = "fp32",
+    place: DeviceBackend | None = None,
     **about: Any,
 ) -> tuple[np.ndarray, list[list[np.ndarray]]]:
-    """As `program_bench.execute`, on the emulated device."""
+    """As `program_bench.execute`, on the emulated device, or on another `place`."""
     samples = len(next(iter(inputs.values())))
     tiles = -(-samples // lanes)
     arrays: list[np.ndarray | None] = [None] * len(program.buffers)
@@ -56,7 +74,7 @@ def execute(
         arrays[i] = np.ascontiguousarray(padded.reshape(tiles, lanes, -1).transpose(0, 2, 1))
     valid = np.minimum(samples - lanes * np.arange(tiles), lanes)
     data = Tiles(valid, np.zeros(tiles, np.int64), tuple(arrays))
-    place = backend(**about)
+    place = place or backend(**about)
     made = place.program(program, lanes, math)
     sets = [np.ascontiguousarray(w, np.float32) for w in weights]
     runner = place.runner(made, program, data, sets, points.shape[1] + 1)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import emulated_device
+import gpu
 import numpy as np
 import program_reference as reference
 import pytest
@@ -21,17 +22,20 @@ SAMPLES = 19  # two tiles of 16, or one with unused lanes
 POINTS = ((0.0, 0.0, 0.0), (0.7, -1.3, 0.4))
 
 
-DEVICE = "emulated CUDA"
+DEVICE, GPU = "emulated CUDA", "cuda"
 _where = ["processor"]
 
 
-@pytest.fixture(params=[*native.isas().split(","), DEVICE])
+@pytest.fixture(params=[*native.isas().split(","), DEVICE, gpu.CUDA])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set of this processor in turn, and the emulation of a device."""
-    if request.param == DEVICE:
-        pytest.importorskip("landscapex._program_emulated")
-        _where.append(DEVICE)
-        yield DEVICE
+    """Every instruction set of this processor in turn, the emulation of a device, and a GPU."""
+    if request.param in (DEVICE, GPU):
+        if request.param == DEVICE:
+            pytest.importorskip("landscapex._program_emulated")
+        else:
+            gpu.require("_program_cuda")
+        _where.append(request.param)
+        yield request.param
         _where.pop()
         return
     before = native.isa()
@@ -64,10 +68,11 @@ def execute(
     Returns:
         Sums ``[G, terms]``, and for each point the outputs ``[samples, elements]``.
     """
-    if _where[-1] == DEVICE:
+    if _where[-1] in (DEVICE, GPU):
         if any(isinstance(s, Winograd) for s in program.steps):
             pytest.skip("a device has no Winograd step")
-        return emulated_device.execute(program, inputs, weights, points, lanes)
+        place = emulated_device.on_gpu() if _where[-1] == GPU else None
+        return emulated_device.execute(program, inputs, weights, points, lanes, place=place)
     samples = len(next(iter(inputs.values())))
     tiles = -(-samples // lanes)
     arrays: list[Array | None] = [None] * len(program.buffers)

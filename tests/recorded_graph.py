@@ -58,7 +58,11 @@ class RecordedGraph:
         assert self.calls is not None, "replayed after its end"
         self.replays += 1
         for func, args, kwargs, before in self.calls:
-            for old, new in zip(before, tree_leaves(func(*args, **kwargs)), strict=True):
+            # a device that writes to a tensor does not count how often
+            tensors = tuple(t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+            with torch.autograd._unsafe_preserve_version_counter(tensors):
+                made = func(*args, **kwargs)
+            for old, new in zip(before, tree_leaves(made), strict=True):
                 # what shares memory with an argument (a view, an operation in place) is right
                 if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                     old.detach().copy_(new)

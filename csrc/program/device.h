@@ -9,8 +9,6 @@
 
 namespace landscapex::program::cuda {
 
-using landscapex::cuda::launch;
-
 constexpr int kThreads = 256;          // of a block, unless a kernel says otherwise
 constexpr int64_t kMostCells = 65535;  // tiles, and points, of one launch: limits of a grid
 
@@ -49,6 +47,10 @@ struct Cell {
   int64_t tile, point;
   float* memory = nullptr;  // of the block, if it has the cell to itself
 };
+
+// The driver, which the host's compiler compiles, needs none of what follows.
+#if defined(__CUDACC__) || defined(LX_EMULATE_CUDA)
+using landscapex::cuda::launch;
 
 __device__ __forceinline__ Cell this_cell() { return {blockIdx.z, blockIdx.y}; }
 
@@ -92,6 +94,7 @@ struct Share {
 __device__ __forceinline__ Share this_share() {
   return {int64_t{blockIdx.x} * blockDim.x + threadIdx.x, int64_t{gridDim.x} * blockDim.x};
 }
+#endif  // device code
 
 // Blocks of a cell such that a thread has `per_thread` items at most.
 inline unsigned blocks_for(int64_t items, int64_t per_thread) {

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.lines import Line2D
-from numpy.typing import NDArray
 
+from landscapex._arrays import Array
 from landscapex._pictures.curves import COLORS
 from landscapex._pictures.layout import Picture, add_header
 from landscapex._pictures.scale import number_text
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from landscapex.criticality.flow import GradientFlow
 
-Array = NDArray[np.float64]
 
 _CONSTANTS = 3.0  # time constants of the slower direction that are drawn
 _LONGEST = 100.0  # of the faster one

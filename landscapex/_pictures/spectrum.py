@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from landscapex._arrays import Array
 from landscapex._pictures.curves import COLORS
 from landscapex._pictures.layout import Picture, add_header
 from landscapex._pictures.panel import wrapped
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from landscapex.curvature.density import SpectralDensity
 
-Array = NDArray[np.float64]
 
 _AXES = ("auto", "linear", "symlog")
 _WIDE = 30.0  # half of the eigenvalues within a thirtieth of the range: a linear axis hides them

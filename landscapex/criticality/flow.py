@@ -11,12 +11,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from landscapex._arrays import read_only
-from landscapex._numbers import check_positive
-from landscapex.criticality.inputs import Array, Curvature, matrix, vector
+from landscapex._arrays import Array, read_only
+from landscapex._numbers import check_count, check_positive
+from landscapex.criticality.inputs import Curvature, matrix, vector
 from landscapex.curvature.basis import Basis
 from landscapex.curvature.eigenpairs import Eigenpairs
-from landscapex.curvature.estimates import check_count, dot
+from landscapex.curvature.estimates import dot
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.errors import ArgumentError
 

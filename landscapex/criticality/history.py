@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from landscapex._arrays import read_only
-from landscapex.criticality.inputs import Array
+from landscapex._arrays import Array, read_only
 from landscapex.criticality.points import gradient_curvature
 from landscapex.curvature.operators import hessian
 from landscapex.errors import ArgumentError, ArgumentTypeError

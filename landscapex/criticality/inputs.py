@@ -7,13 +7,12 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from landscapex._arrays import Array
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.errors import ArgumentError, ArgumentTypeError
 
-Array: TypeAlias = NDArray[np.float64]
 Curvature: TypeAlias = SymmetricOperator | Tensor | np.ndarray
 
 

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landscapex._arrays import Array
 from landscapex._numbers import check_positive
-from landscapex.criticality.inputs import Array, Curvature, matrix, vector
+from landscapex.criticality.inputs import Curvature, matrix, vector
 from landscapex.curvature.eigenpairs import Eigenpairs
 from landscapex.curvature.estimates import dot
 from landscapex.curvature.linear import SymmetricOperator

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from landscapex._arrays import read_only
+from landscapex._arrays import Array, read_only
+from landscapex._numbers import check_count
 from landscapex.curvature import draws
 from landscapex.curvature.basis import Basis
-from landscapex.curvature.estimates import Array, Estimate, Products, check_count, quantile
+from landscapex.curvature.estimates import Estimate, Products, quantile
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.curvature.quadrature import quadrature, recurrence
 from landscapex.errors import ArgumentError

@@ -9,17 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscapex._arrays import read_only
+from landscapex._arrays import Array, read_only
+from landscapex._numbers import check_count
 from landscapex.curvature import draws
-from landscapex.curvature.estimates import (
-    Array,
-    Estimate,
-    Products,
-    check_count,
-    quantile,
-    skewness,
-    standard_error,
-)
+from landscapex.curvature.estimates import Estimate, Products, quantile, skewness, standard_error
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.curvature.sketch import Sketch
 from landscapex.errors import ArgumentError

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from landscapex.errors import ArgumentError, ArgumentTypeError, NonFiniteProductError
+from landscapex._arrays import Array
+from landscapex.errors import ArgumentError, NonFiniteProductError
 
 if TYPE_CHECKING:
     from landscapex.curvature.linear import SymmetricOperator
 
-Array = NDArray[np.float64]
 
 _BLOCK = 1 << 16  # entries whose float64 copies exist at a time; a power of two
 _ROW = 128  # sums that are added one after another
@@ -205,33 +204,6 @@ def dot(a: Tensor, b: Tensor) -> float:
         width //= 2
         sums = sums[:width] + sums[width:]
     return float(np.cumsum(sums.cpu().numpy())[-1])
-
-
-def check_count(
-    name: str, value: object, least: int, most: int | None = None, *, where: str | None = None
-) -> int:
-    """Refuse what is not a whole number, or one that is too small or too large.
-
-    Args:
-        name: Of the argument.
-        value: What was given.
-        least: The smallest that can be used.
-        most: The largest; None for any.
-        where: The limits in words; None for their numbers.
-
-    Returns:
-        `value`.
-
-    Raises:
-        ArgumentTypeError: If it is not a whole number.
-        ArgumentError: If it is not within the limits.
-    """
-    if not isinstance(value, int | np.integer) or isinstance(value, bool):
-        raise ArgumentTypeError(f"`{name}` must be a whole number, got {value!r}.")
-    if value < least or (most is not None and value > most):
-        limits = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise ArgumentError(f"`{name}` must be {where or limits}, got {value}.")
-    return int(value)
 
 
 class Products:

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from landscapex._numbers import check_positive
+from landscapex._numbers import check_count, check_positive
 from landscapex._warnings import warn
 from landscapex.curvature.draws import check_seed
 from landscapex.curvature.eigenpairs import Eigenpairs, orient_
-from landscapex.curvature.estimates import check_count
 from landscapex.curvature.krylov import Krylov, Ritz
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.errors import ArgumentError, ArgumentTypeError

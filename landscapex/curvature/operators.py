@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from landscapex._directions import layout_of
+from landscapex._numbers import check_count
 from landscapex.curvature import draws
 from landscapex.curvature.classes import ClassDecomposition, decompose
 from landscapex.curvature.density import SpectralDensity, spectral_density
 from landscapex.curvature.diagonal import DiagonalEstimate, diagonal
 from landscapex.curvature.eigenpairs import Eigenpairs
-from landscapex.curvature.estimates import check_count
 from landscapex.curvature.lanczos import eigenpairs
 from landscapex.curvature.linear import GAUSS_NEWTON, HESSIAN, Layout, SymmetricOperator
 from landscapex.curvature.linearized import HessianBuilder, OutputBuilder

@@ -10,8 +10,9 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from landscapex._arrays import Array
 from landscapex.curvature.basis import BREAKDOWN, Basis
-from landscapex.curvature.estimates import Array, Products, dot
+from landscapex.curvature.estimates import Products, dot
 from landscapex.errors import LandscapexError
 
 _MASS = 1e-12  # how far the weights may be from 1 in sum, per step

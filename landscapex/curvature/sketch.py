@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscapex._arrays import Array
 from landscapex._directions import gram
 from landscapex.curvature.basis import Basis
-from landscapex.curvature.estimates import Array, Products, dot
+from landscapex.curvature.estimates import Products, dot
 
 _PARALLEL = 1e-10  # squared sine of directions between which rounding does not tell
 

@@ -11,18 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscapex._numbers import check_positive
+from landscapex._arrays import Array
+from landscapex._numbers import check_count, check_positive
 from landscapex._warnings import warn
 from landscapex.curvature import draws
-from landscapex.curvature.estimates import (
-    Array,
-    Estimate,
-    Products,
-    check_count,
-    dot,
-    skewness,
-    standard_error,
-)
+from landscapex.curvature.estimates import Estimate, Products, dot, skewness, standard_error
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.curvature.sketch import Sketch, leave_one_out
 from landscapex.errors import ArgumentError

@@ -14,9 +14,8 @@ from torch import Tensor
 from landscapex import batches
 from landscapex._batch import Batch, map_leaves, regrouped
 from landscapex._draws import gaussian_
-from landscapex._numbers import check_positive
+from landscapex._numbers import check_count, check_positive
 from landscapex.curvature.draws import check_seed
-from landscapex.curvature.estimates import check_count
 from landscapex.engine.eager import EagerEngine
 from landscapex.errors import ArgumentError, EmptyDataError
 from landscapex.objective import Objective, Point

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from landscapex._directions import gram
 from landscapex._draws import gaussian_
-from landscapex._numbers import check_positive
+from landscapex._numbers import check_count, check_positive
 from landscapex.curvature.draws import check_seed
-from landscapex.curvature.estimates import check_count
 from landscapex.errors import ArgumentError
 from landscapex.objective import Objective, Point
 from landscapex.sharpness.outcome import Sharpness

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from landscapex._batch import predict
+from landscapex._numbers import check_count
 from landscapex.curvature.draws import check_seed
-from landscapex.curvature.estimates import check_count
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.curvature.operators import hessian
 from landscapex.curvature.trace import trace

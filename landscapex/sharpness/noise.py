@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscapex._numbers import check_positive
+from landscapex._numbers import check_count, check_positive
 from landscapex.curvature.draws import check_seed
-from landscapex.curvature.estimates import check_count, standard_error
+from landscapex.curvature.estimates import standard_error
 from landscapex.errors import ArgumentError
 from landscapex.objective import Objective, Point
 from landscapex.sharpness.outcome import Sharpness

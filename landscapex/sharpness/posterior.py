@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from landscapex._draws import gaussian_
-from landscapex._numbers import check_positive
+from landscapex._numbers import check_count, check_positive
 from landscapex.curvature.draws import check_seed
-from landscapex.curvature.estimates import check_count, dot, standard_error
+from landscapex.curvature.estimates import dot, standard_error
 from landscapex.errors import ArgumentError
 from landscapex.objective import Objective, Point
 from landscapex.sharpness.outcome import Sharpness
