@@ -122,9 +122,12 @@ def refuse_unmovable(model: nn.Module) -> None:
         elif p.layout != torch.strided:
             bad.append(f"{name} ({p.layout})")
         devices.setdefault(str(p.device), name)
+    for name, b in model.named_buffers():
+        if b.layout != torch.strided:  # it could not be compared or put back
+            bad.append(f"buffer {name} ({b.layout}: make it dense, or a plain attribute)")
     if bad:
         raise ParameterMismatchError(
-            f"parameters must be plain dense tensors, got {first_of(bad)}."
+            f"parameters and buffers must be plain dense tensors, got {first_of(bad)}."
         )
     if any(device.startswith("mps") for device in devices):
         raise DeviceError(

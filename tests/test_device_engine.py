@@ -9,6 +9,7 @@ import copy
 import logging
 
 import emulated_device
+import gpu
 import models
 import numpy as np
 import pytest
@@ -23,16 +24,18 @@ from landscapex.engine.choice import Region
 from landscapex.engine.host import HostBackend
 from landscapex.errors import CaptureError
 
-pytest.importorskip("landscapex._program_emulated")
 POINTS = np.array([[0.0, 0.0], [0.4, -0.7], [-0.2, 0.5]])
 
 
-@pytest.fixture
-def emulation(monkeypatch):
-    """Sends models of the CPU to the emulated device; returns the choice of its properties."""
+@pytest.fixture(params=["emulated", gpu.CUDA])
+def emulation(request, monkeypatch):
+    """Sends models of the CPU to the emulated device, or to a GPU; chooses its properties."""
+    if request.param == "emulated":
+        pytest.importorskip("landscapex._program_emulated")
+    make = emulated_device.backend if request.param == "emulated" else emulated_device.on_gpu
 
     def choose(**about):
-        backend = emulated_device.backend(**about)
+        backend = make(**about)
         monkeypatch.setattr(preparation, "backend_of", lambda device: backend)
         return backend
 
@@ -95,6 +98,17 @@ def test_the_device_gives_what_the_processor_gives(name, monkeypatch, emulation)
     np.testing.assert_allclose(found, losses(objective_of(name)), rtol=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["mlp", "lenet", "conv", "resnet", "lstm", "transformer"])
+def test_a_model_on_the_gpu_gives_what_it_gives_on_the_processor(name):
+    """Nothing of a model there may be read as if it were here."""
+    gpu.require("_program_cuda")
+    expected = losses(objective_of(name, weight_decay=0.1))
+    objective = objective_of(name, weight_decay=0.1)
+    objective.model.cuda()
+    np.testing.assert_allclose(losses(objective), expected, rtol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lenet", "resnet20"])
 def test_the_networks_of_the_benchmarks_agree_with_float64(name, emulation, monkeypatch):
@@ -129,6 +143,8 @@ def test_bits_do_not_depend_on_the_size_of_calls(cache_bytes, block_bytes, emula
 
 @pytest.mark.parametrize("order", emulated_device.ORDERS)
 def test_bits_do_not_depend_on_the_order_of_threads(order, emulation):
+    if emulation().device.type == "cuda":
+        pytest.skip("the threads of a GPU have an order of their own")
     module = pytest.importorskip("landscapex._program_emulated")
     expected = losses(objective_of("resnet"), POINTS[1:2])
     module.set_order(emulated_device.ORDERS[order], 5)
@@ -144,6 +160,8 @@ def test_bits_do_not_depend_on_the_order_of_threads(order, emulation):
 @pytest.mark.parametrize("name", ["mlp", "resnet", "lstm"])
 def test_tensor_cores_give_about_the_same(name, precision, tolerance, emulation, monkeypatch):
     monkeypatch.setattr("landscapex.objective.check_precision", lambda *_: None)
+    if emulation().about.capability < (8, 0):
+        pytest.skip("this GPU has no such tensor cores")
     exact = losses(objective_of(name))
     found = losses(objective_of(name, precision=precision))
     np.testing.assert_allclose(found, exact, rtol=tolerance)

@@ -12,6 +12,7 @@ import emulated_device
 import numpy as np
 import program_reference as reference
 import pytest
+from native.harness import COMPILER, ORDERS, ROOT, SANITIZERS, Harness
 from program_bench import Bench
 from step_cases import CASES
 
@@ -226,3 +227,25 @@ def test_programs_of_no_samples_in_a_step_add_nothing():
     ]
     program = replace(b.program(), weights=tuple[Weight, ...](), outputs=())
     assert run(program, b.inputs, [], np.zeros((1, 0)))[0] == 0
+
+
+# --- steps with barriers, under sanitizers ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory):
+    return Harness(tmp_path_factory.mktemp("steps"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@pytest.mark.parametrize("kind", SANITIZERS)
+def test_sanitizers_find_nothing(harness, kind):
+    """tests/emulation/steps.cpp says what is run."""
+    driver = ROOT / "tests" / "emulation" / "steps.cpp"
+    program = harness.link(kind, [harness.compile(driver, kind, include=ROOT / "csrc" / "program")])
+    outcomes = [harness.run(program, order) for order in ORDERS]
+    assert not any(o.caught for o in outcomes), [o.output for o in outcomes]
+    assert {o.output for o in outcomes} == {outcomes[0].output}
+    assert outcomes[0].output.count("sums ") == 16

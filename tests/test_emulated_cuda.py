@@ -1,10 +1,11 @@
 """The CUDA kernels' own source, run on the CPU by tests/emulation in four orders of threads and
-blocks. Nothing here ran on a GPU."""
+blocks; and on a GPU, where there is one (`pytest -m gpu`)."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 
+import gpu
 import pytest
 import torch
 from native.operator_cases import (
@@ -18,19 +19,49 @@ from native.operator_cases import (
     perturb_case,
 )
 from native.operator_reference import filter_normalize
+from torch.utils._pytree import tree_map
 
 from landscapex import _fallback, _lib
 
 _spec = find_spec("landscapex._C_emulated") if _lib.native else None
-pytestmark = pytest.mark.skipif(_spec is None, reason="built without LANDSCAPEX_EMULATED_CUDA=ON")
 if _spec is not None and _spec.origin is not None:
     torch.ops.load_library(_spec.origin)
-ops = torch.ops.landscapex_emulated
+_emulated = torch.ops.landscapex_emulated
 ORDERS = ["forward", "reverse", "random", "warps"]
 
 
-@pytest.fixture(params=range(4), ids=ORDERS, autouse=True)
-def order(request):
+class _OnGpu:
+    """The operators on copies of their arguments on the GPU, which are copied back."""
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            made = {}
+
+            def moved(leaf):
+                if not isinstance(leaf, torch.Tensor):
+                    return leaf
+                return made.setdefault(id(leaf), (leaf, leaf.cuda()))[1]
+
+            getattr(torch.ops.landscapex, name)(*tree_map(moved, arguments))
+            for here, there in made.values():
+                here.copy_(there)
+
+        return call
+
+
+ops = _emulated
+
+
+@pytest.fixture(params=[*range(4), gpu.CUDA], ids=[*ORDERS, "cuda"], autouse=True)
+def order(request, monkeypatch):
+    if request.param == "cuda":
+        if not _lib.cuda:
+            pytest.skip(f"landscapex._C_cuda is not there: {_lib.cuda_missing}")
+        monkeypatch.setitem(globals(), "ops", _OnGpu())
+        yield "cuda"
+        return
+    if _spec is None:
+        pytest.skip("built without LANDSCAPEX_EMULATED_CUDA=ON")
     ops.set_order(request.param, 1234)
     yield request.param
     ops.set_order(0, 1)

@@ -316,11 +316,9 @@ def _evaluation(eager: EagerEngine, batches: list[Batch]) -> Callable[[], list[T
     model, measure = eager.space.model, eager.measure
 
     def work() -> list[Terms]:
-        # weights that autocast has cast are memory of one graph, which others must not read
-        torch.clear_autocast_cache()
         try:
             return [measure(model, batch) for batch in batches]
-        finally:
+        finally:  # weights that autocast has cast are of this point, and memory of one graph
             torch.clear_autocast_cache()
 
     return work

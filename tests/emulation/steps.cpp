@@ -36,7 +36,7 @@ struct Data {
   std::mt19937_64 random{5};
   Floats input = Floats(kTiles * kBuffer), arena = Floats(kCells * kArena), weights;
   std::vector<int64_t> valid = {kLanes, 5};
-  Table labels = Table(kTiles * kSide * kLanes), all = Table(kElements), offsets;
+  Table labels = Table(kTiles * kSide * kLanes), all = Table(kElements), rows, offsets;
 
   Data() {
     std::normal_distribution<float> normal;
@@ -44,6 +44,7 @@ struct Data {
     for (int i = 0; i < kPoints * kElements; ++i) weights.push_back(normal(random));
     for (int32_t& label : labels) label = static_cast<int32_t>(random() % kSide);
     for (int i = 0; i < kElements; ++i) all[i] = i;
+    for (int i = 0; i < kSide; ++i) rows.push_back(kSide - 1 - i);
     std::shuffle(all.begin(), all.end(), random);
     for (int i = 0; i <= kElements; i += 4) offsets.push_back(i);
   }
@@ -102,7 +103,8 @@ CrossEntropyArgs cross_entropy_of(Data* data, Ref scores, int term) {
   args.target = {reinterpret_cast<float*>(data->labels.data()), kSide * kLanes, 0, 0};
   args.term = term;
   args.positions = args.classes = kSide;
-  args.sources = args.target_at = data->all.data();
+  args.sources = data->all.data();
+  args.target_at = data->rows.data();
   args.ignore_index = 3;
   return args;
 }
@@ -123,7 +125,7 @@ std::vector<StepArgs> steps_of(Data* data, At at) {
   return {map_of(data, at(0)),
           rows_of<NormalizeArgs>(data, at(0), at(1), kSide),
           rows_of<SoftmaxArgs>(data, at(1), at(2), kSide),
-          matmul_of(data, at(2), at(1), at(3)),
+          matmul_of(data, at(2), at(0), at(3)),
           reduce_of(data, at(3), at(4)),
           cross_entropy_of(data, at(1), 0),
           loss_of(data, at(3), kElements, 1),
