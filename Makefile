@@ -14,7 +14,7 @@ SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
     $(shell find landscapex csrc tests/emulation -type f ! -name '*.pyc')
 NATIVE := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test check docs bench data clean
+.PHONY: demo test check docs bench roofline data clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -46,6 +46,11 @@ bench: .venv/installed .venv/checkers .venv/data
 	$(PYTEST) benchmarks -k "not quick" --benchmark-only \
 	    --benchmark-json=benchmarks/out/benchmarks.json
 	$(BIN)/python benchmarks/report.py benchmarks/out/benchmarks.json
+
+# What the CUDA kernels would take on an H100: estimated from what nvcc makes of them, never measured.
+roofline: .venv/installed
+	$(PIP) --no-deps nvidia-cuda-nvdisasm==13.5.37
+	$(BIN)/python benchmarks/roofline.py
 
 data:
 	rm -f .venv/data

@@ -68,7 +68,7 @@ class Landscapex:
 
     def _surface(self, *points: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """Losses; points finished, CPU and wall seconds at the start, each report and the end."""
-        marks = [_mark(0)]
+        marks = [self.mark(0)]
         alpha, beta = self.plane.alpha, self.plane.beta
         surface = lx.surface(
             self.objective,
@@ -77,15 +77,14 @@ class Landscapex:
             points=points,
             engine=self.engine,
             progress=False,
-            callback=lambda progress: marks.append(_mark(progress.done)),
+            callback=lambda progress: marks.append(self.mark(progress.done)),
         )
-        marks.append(_mark(surface.loss.size))
+        marks.append(self.mark(surface.loss.size))
         self.used = surface.provenance["engine"]["name"]
         return surface.loss, marks
 
-
-def _mark(points: int) -> np.ndarray:
-    return np.array([points, time.process_time(), time.perf_counter()])
+    def mark(self, points: int) -> np.ndarray:
+        return np.array([points, time.process_time(), time.perf_counter()])
 
 
 @functools.cache

@@ -88,6 +88,15 @@ maximum; apart from that they are exact to rounding.
 """
 
 
+GPU_WORKLOADS = ("W1", "W2", "W3", "W4")
+GPU_METHOD = """\
+Per grid point, by events of the device, which is idle when they are read; medians of five rounds in
+which all run in turn. Data and weights are resident. *in place*: weights written in place, losses
+added up on the device, one synchronisation per point; batch size and layout are the fastest of a
+search. Every contender first gave the plane of the float64 reference on the processor.
+"""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One workload with one number of threads."""
@@ -101,6 +110,17 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class GpuEntry:
+    """One workload on a GPU."""
+
+    gpu_workload: str
+    gpu: str
+    samples: int
+    contenders: Mapping[str, Mapping[str, Any]]
+    skipped: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Results:
     """What a run of the benchmarks found."""
 
@@ -108,6 +128,7 @@ class Results:
     machine: Mapping[str, str]
     entries: Sequence[Entry]
     first_point: Mapping[str, Mapping[str, Any]]
+    gpu: Sequence[GpuEntry] = ()
 
     @property
     def threads(self) -> list[int]:
@@ -131,7 +152,12 @@ def read(path: Path) -> Results:
         raise ValueError(f"`{path.name}` must hold results of bench_workloads.py, got none.")
     machine = next(e["machine"] for e in extras if "workload" in e)
     first = next((e["first_point"] for e in extras if "first_point" in e), {})
-    return Results(found["datetime"][:10], machine, entries, first)
+    on_gpu = [
+        GpuEntry(**{f: e[f] for f in GpuEntry.__dataclass_fields__})
+        for e in extras
+        if "gpu_workload" in e
+    ]
+    return Results(found["datetime"][:10], machine, entries, first, on_gpu)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
@@ -259,6 +285,46 @@ def first_points(found: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
+def gpu_table(entries: Sequence[GpuEntry]) -> str:
+    """Times by the events of the device; without one, what would stand there."""
+    if not entries:
+        rows = [[name, "not measured: no GPU", *["-"] * 5] for name in GPU_WORKLOADS]
+    else:
+        rows = []
+    for entry in entries:
+        name = f"{entry.gpu_workload}, {entry.samples:,} samples"
+        for contender, row in entry.contenders.items():
+            strong = "**" if contender == OURS else ""
+            rows.append(
+                [
+                    name,
+                    f"{strong}{contender}{strong}",
+                    number(row["device ms"]),
+                    number(row["wall ms"]),
+                    _with_extremes(row, "device ratio"),
+                    f"{row['difference']:.0e}",
+                    f"{row['about']}, {row['points']} points",
+                ]
+            )
+        rows += [
+            [name, contender, *["-"] * 4, f"not run: {reason}"]
+            for contender, reason in entry.skipped.items()
+        ]
+    head = ["", "", "device ms", "wall ms", "device ratio (extremes)", "difference", "how"]
+    return table(head, rows, "llrrrrl")
+
+
+def gpu_section(entries: Sequence[GpuEntry]) -> list[str]:
+    """The part of the page about GPUs."""
+    names = ", ".join(sorted({e.gpu for e in entries}))
+    return [
+        "## On a GPU",
+        f"Measured on {names}." if entries else "Not measured: there was no GPU.",
+        GPU_METHOD.strip(),
+        gpu_table(entries),
+    ]
+
+
 def markdown(results: Results, picture: str) -> str:
     """The page."""
     one, *rest = (results.of(n) for n in results.threads)
@@ -295,6 +361,7 @@ def markdown(results: Results, picture: str) -> str:
     ]
     if results.first_point:
         parts += ["A small network (1,437 images of 8 x 8):", first_points(results.first_point)]
+    parts += gpu_section(results.gpu)
     return "\n\n".join(parts) + "\n"
 
 

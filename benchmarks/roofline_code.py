@@ -1,25 +1,23 @@
 """What nvcc makes of the kernels for one architecture: registers, and the loops they spend time in.
 
-Objects and listings are kept in ``benchmarks/out/roofline`` until a source changes.
+Objects are kept in ``benchmarks/out/roofline`` until a source changes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests" / "native"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "native"))
 import cuda_compiler
-from cuda_compiler import Usage
+from cuda_compiler import ROOT, Usage
 
 OUT = ROOT / "benchmarks" / "out" / "roofline"
 PROGRAM = ROOT / "csrc" / "program"
@@ -35,7 +33,9 @@ class Loop:
         mma: ``HMMA``: of one kind in a loop.
         mma_macs: Multiply-adds of one of these.
         bytes: That loads and stores of shared and global memory move to or from registers.
-        waits: Whether there are loads from global memory.
+        fetched: Bytes of these that come from global memory.
+        seldom: Instructions of what the loop does once in a stretch of taps: it puts sums away.
+        seldom_bytes: That these move.
     """
 
     all: int
@@ -43,7 +43,9 @@ class Loop:
     mma: int
     mma_macs: int
     bytes: int
-    waits: bool
+    fetched: int
+    seldom: int
+    seldom_bytes: int
 
 
 @dataclass(frozen=True)
@@ -92,31 +94,27 @@ def kernels(nvcc: str, nvdisasm: str, architecture: int, jobs: int) -> dict[str,
 
 def _kernels_of(source: Path, nvcc: str, nvdisasm: str, architecture: int) -> dict[str, Code]:
     key = key_of(source.read_text(), str(architecture), *cuda_compiler.FLAGS)
-    kept = OUT / f"{source.stem}-{key}.json"
-    if not kept.exists():
-        cubin = OUT / f"{source.stem}-{key}.cubin"
-        command = [nvcc, *cuda_compiler.FLAGS, "-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v"]
-        run = subprocess.run(
-            [*command, str(source), "-o", str(cubin)], capture_output=True, text=True
-        )
+    cubin, said = OUT / f"{source.stem}-{key}.cubin", OUT / f"{source.stem}-{key}.txt"
+    if not said.exists():
+        options = ["-cubin", f"-arch=sm_{architecture}", "-Xptxas", "-v"]
+        command = [nvcc, *cuda_compiler.FLAGS, *options, str(source), "-o", str(cubin)]
+        run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode != 0:
             raise RuntimeError(run.stderr)
-        listing = subprocess.run(
-            [nvdisasm, "-c", str(cubin)], capture_output=True, text=True, check=True
-        ).stdout
-        loops = loops_of(listing)
-        usages = list(cuda_compiler.usage(run.stderr))
-        content = [[asdict(u), [asdict(p) for p in loops.get(u.kernel, [])]] for u in usages]
-        kept.write_text(json.dumps(content))
-        cubin.unlink()
+        said.write_text(run.stderr)
+    listing = subprocess.run([nvdisasm, "-c", str(cubin)], capture_output=True, text=True)
+    if listing.returncode != 0:
+        raise RuntimeError(listing.stderr)
+    loops = loops_of(listing.stdout)
     return {
-        usage["kernel"]: Code(Usage(**usage), tuple(Loop(**p) for p in loops))
-        for usage, loops in json.loads(kept.read_text())
+        u.kernel: Code(u, tuple(loops.get(u.kernel, ())))
+        for u in cuda_compiler.usage(said.read_text())
     }
 
 
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)(.*)$")
 _LABEL = re.compile(r"^(\.L_x_\d+):")
+_SUMS = 32  # additions in a row, without a multiplication: no other part of a loop has as many
 _FUNCTION = re.compile(r"^\.text\.(\S+):")
 _WIDTHS = {"32": 4, "64": 8, "128": 16, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
 # m16n8k8 and m16n8k16
@@ -140,40 +138,51 @@ def loops_of(listing: str) -> dict[str, list[Loop]]:
 
 def _loops(text: str) -> list[Loop]:
     labels: dict[str, int] = {}
-    code: list[tuple[str, str]] = []
-    back: list[tuple[int, int]] = []
+    names: list[str] = []
+    branches: list[tuple[int, str]] = []
     for line in text.splitlines():
         if label := _LABEL.match(line):
-            labels[label[1]] = len(code)
+            labels[label[1]] = len(names)
         elif found := _INSTRUCTION.match(line):
-            code.append((found[2], found[3]))
             if found[2].startswith("BRA") and (to := re.search(r"\.L_x_\d+", found[3])):
-                begin = labels.get(to[0])
-                if begin is not None:
-                    back.append((begin, len(code)))
+                branches.append((len(names), to[0]))
+            names.append(found[2])
+    jumps = [(at, labels[to]) for at, to in branches]
+    back = [(to, at + 1) for at, to in jumps if to <= at]
     inner = [
         (b, e) for b, e in back
         if not any((o, p) != (b, e) and b <= o and p <= e for o, p in back)
     ]  # fmt: skip
-    return [_counted(code[b:e]) for b, e in inner]
+    return [_counted(names, b, e, jumps) for b, e in inner]
 
 
-def _counted(code: list[tuple[str, str]]) -> Loop:
-    fma = mma = macs = moved = 0
-    waits = False
-    for name, _ in code:
-        parts = name.split(".")
-        if parts[0] == "FFMA":
-            fma += 1
-        elif parts[0] == "HMMA":
-            mma += 1
-            macs = _MMA_MACS[parts[1]]
-        elif parts[0] in ("LDS", "LDG", "LD", "STS", "STG", "ST"):
-            moved += 32 * next((_WIDTHS[p] for p in parts if p in _WIDTHS), 4)
-            waits |= parts[0] in ("LDG", "LD")
-        elif parts[0] == "LDSM":
-            moved += 32 * 4 * int(parts[-1]) if parts[-1].isdigit() else 32 * 16
-        elif parts[0] == "LDGSTS":
-            moved += 32 * 16
-            waits = True
-    return Loop(len(code), fma, mma, macs, moved, waits)
+def _counted(names: list[str], begin: int, end: int, jumps: list[tuple[int, int]]) -> Loop:
+    seldom: set[int] = set()
+    for at, to in jumps:
+        if begin <= at < to <= end:
+            part = [n.partition(".")[0] for n in names[at + 1 : to]]
+            if part.count("FADD") >= _SUMS and "FFMA" not in part:
+                seldom |= set(range(at + 1, to))
+    often = [names[i] for i in range(begin, end) if i not in seldom]
+    rest = [names[i] for i in sorted(seldom)]
+    tensor = [n.split(".") for n in often if n.startswith("HMMA.")]
+    return Loop(
+        all=len(often),
+        fma=sum(n.partition(".")[0] == "FFMA" for n in often),
+        mma=len(tensor),
+        mma_macs=_MMA_MACS[tensor[0][1]] if tensor else 0,
+        bytes=sum(map(_bytes, often)),
+        fetched=sum(_bytes(n) for n in often if n.startswith(("LDG", "LD."))),
+        seldom=len(rest),
+        seldom_bytes=sum(map(_bytes, rest)),
+    )
+
+
+def _bytes(name: str) -> int:
+    """That an instruction of a warp moves to or from registers, or to shared memory."""
+    kind, *parts = name.split(".")
+    if kind in ("LDS", "LDG", "LD", "STS", "STG", "ST"):
+        return 32 * next((_WIDTHS[p] for p in parts if p in _WIDTHS), 4)
+    if kind == "LDSM":
+        return 32 * 4 * int(parts[-1])
+    return 32 * 16 if kind == "LDGSTS" else 0

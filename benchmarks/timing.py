@@ -16,13 +16,17 @@ CLOSE = 1e-4  # relative; float32 against float64
 
 @dataclass(frozen=True)
 class Timed:
-    """A plane of losses, seconds for `points` of them, and wall seconds of the whole call."""
+    """A plane of losses, seconds for `points` of them, and wall seconds of the whole call.
+
+    `device` is the time of a GPU, by its own events.
+    """
 
     losses: np.ndarray
     points: int
     cpu: float
     wall: float
     call: float
+    device: float = 0.0
 
 
 Round = Mapping[str, Timed]
@@ -49,12 +53,14 @@ def in_turn(runs: Mapping[str, Callable[[], Timed]]) -> Iterator[Round]:
         yield {name: taken[name] for name in names}
 
 
-def summary(rounds: Sequence[Round], ours: str) -> dict[str, dict[str, float]]:
+def summary(
+    rounds: Sequence[Round], ours: str, clocks: Sequence[str] = ("cpu", "wall")
+) -> dict[str, dict[str, float]]:
     """Milliseconds per point and ratios to `ours` in the same round: medians and extremes."""
     made = {}
     for name in rounds[0]:
         row: dict[str, float] = {"points": rounds[0][name].points}
-        for clock in ("cpu", "wall"):
+        for clock in clocks:
             times = [_milliseconds(taken[name], clock) for taken in rounds]
             ratios = [
                 t / _milliseconds(taken[ours], clock)

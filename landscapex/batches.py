@@ -346,11 +346,19 @@ class _Reading:
             fits = device.type != "cuda" or self._bytes <= torch.cuda.mem_get_info(device)[0] // 2
             self.cache = "device" if fits else "host"
             if fits and device.type != "cpu":
-                self.kept = [snapshot(batch, device, pin=False) for batch in self.kept]
+                self._move(device)
         moved = sorted(place for place in self._came_from if torch.device(place) != device)
         if moved:
             when = "once" if self.cache == "device" else "for each pass"
             self.notes.append(f"the batches are moved from {', '.join(moved)} to {device} {when}")
+
+    def _move(self, device: torch.device) -> None:
+        """To the device, unless memory there is shorter than it seemed."""
+        try:
+            self.kept = [snapshot(batch, device, pin=False) for batch in self.kept]
+        except torch.OutOfMemoryError:
+            self.cache = "host"
+            self.notes.append(f"the batches stay in main memory: {device} has no room for them")
 
 
 @dataclass(frozen=True)

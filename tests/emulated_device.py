@@ -4,13 +4,14 @@ real one, where there is one."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gpu
 import numpy as np
 import torch
 
+from landscapex.engine.cuda_graph import Graph
 from landscapex.engine.device import Device, DeviceBackend
 from landscapex.engine.packing import Tiles
 from landscapex.engine.program import Program
@@ -24,6 +25,7 @@ def backend(
     cache_bytes: int = 1 << 20,
     block_bytes: int = 0,
     capability: tuple[int, int] = (9, 0),
+    graphs: Callable[[], Graph] | None = None,
 ) -> DeviceBackend:
     """Runs programs on the emulation.
 
@@ -31,8 +33,9 @@ def backend(
         cache_bytes: Of the device that is imitated: how large chunks are.
         block_bytes: Shared memory that a block of it can have; 0: steps run one by one.
         capability: Its compute capability.
+        graphs: Makes what stands for CUDA graphs.
     """
-    about = Device(CPU, cache_bytes, block_bytes, capability)
+    about = Device(CPU, cache_bytes, block_bytes, capability, graphs)
     return DeviceBackend(CPU, "_program_emulated", about)
 
 

@@ -31,7 +31,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class RecordedGraph:
-    """See `landscapex.engine.graphs.Graph`.
+    """See `landscapex.engine.cuda_graph.Graph`.
 
     Attributes:
         captures: Of all graphs since the list was last cleared.

@@ -251,6 +251,30 @@ def test_fault_19_batches_are_moved_once_with_a_note():
     assert frozen.notes == ("the batches are moved from cpu to meta for each pass",)
 
 
+def test_fault_20_batches_for_which_a_device_has_no_room_stay_in_main_memory(monkeypatch):
+    """What was free before they are moved may be gone, or in pieces."""
+    meta, copies = torch.device("meta"), []
+
+    def scarce(batch, device, pin):
+        copies.append(device)
+        if copies.count(meta) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return snapshot(batch, device, pin)
+
+    snapshot = batches_module.snapshot
+    monkeypatch.setattr(batches_module, "snapshot", scarce)
+    frozen = freeze(data(), device=meta, batch_size=3)
+    assert (frozen.cache, frozen.sizes) == ("host", (3, 3, 3, 1))
+    assert frozen.notes == (
+        "the batches stay in main memory: meta has no room for them",
+        "the batches are moved from cpu to meta for each pass",
+    )
+    assert all(batch[0].is_meta for batch in frozen)
+    copies.clear()
+    with pytest.raises(torch.OutOfMemoryError):  # who asks for the device gets it, or an error
+        freeze(data(), device=meta, batch_size=3, cache="device")
+
+
 @pytest.mark.parametrize("cache", ["device", "host", "none"])
 def test_frozen_batches_move_to_another_device(cache):
     frozen = freeze(data(), device=CPU, cache=cache)

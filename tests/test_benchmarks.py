@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import baselines
 import contenders
 import figure
+import gpu_contenders
 import machine
 import report
 import timing
@@ -61,6 +62,25 @@ def test_torch_compile_computes_the_plane_of_the_reference(name):
     if skipped:
         pytest.skip(skipped["torch.compile"])
     contenders.prove_equal(workload, "torch.compile", ready["torch.compile"])
+
+
+def test_contenders_for_a_gpu_compute_the_plane_of_the_reference(device):
+    """Data several times over have the mean of the data."""
+    workload = workloads.make("W1", "quick")
+    case = gpu_contenders.on_device(workload, torch.device(device), 2)
+    assert len(case.there.labels) == 2 * len(workload.labels)
+    ready, skipped = gpu_contenders.prepare(case)
+    expected = {"landscapex, tf32", "landscapex, bf16x3"} if device == "cpu" else set()
+    assert set(skipped) >= expected | {"PyTorch in place, bf16x3"}
+    assert {"landscapex", "landscapex, bf16", "PyTorch in place, tf32"} <= ready.keys()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    for contender_name, contender in ready.items():
+        found, timed = contenders.prove_equal(workload, contender_name, contender)
+        assert found.unexplained < contender.close
+        assert 0 < timed.device < 60
+        assert timed.cpu == 0
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+    assert contenders.prove_equal(workload, "x", ready["landscapex"])[0].unexplained < 1e-5
 
 
 def test_why_the_compiled_engine_is_not_used_is_told(monkeypatch):
@@ -318,6 +338,35 @@ def test_break_even_on_the_page(results):
     assert "| W1 | 100 | 5 | 20 | 7 | 13.1 | 52 |" in page
     assert "Break-even of the two, in points: 1,401 in a new process, 151 later." in page
     assert "| `engine='auto'`: compiled | 3001 | 500 | 1 |" in page
+
+
+def test_without_a_gpu_the_page_says_that_nothing_was_measured_on_one(results):
+    page = report.markdown(results, "results.png")
+    assert "## On a GPU\n\nNot measured: there was no GPU." in page
+    for name in gpu_contenders.NAMES:
+        assert f"| {name} | not measured: no GPU | - | - | - | - | - |" in page
+
+
+def test_times_on_a_gpu_fill_the_table(results):
+    rounds = [
+        {
+            "landscapex": Timed(np.zeros(2), 2, 0.0, 0.4, 0.4, 0.2),
+            "PyTorch in place": Timed(np.zeros(1), 1, 0.0, 0.8, 0.8, 0.7),
+        }
+    ]
+    made = timing.summary(rounds, "landscapex", ("device", "wall"))
+    for contender in made.values():
+        contender.update(difference=2e-6, about="compiled engine")
+    skipped = {"landscapex, tf32": "too old"}
+    entry = report.GpuEntry("W3", "abacus", 9984, made, skipped)
+    page = report.markdown(dataclasses.replace(results, gpu=[entry]), "results.png")
+    assert "Measured on abacus." in page
+    assert (
+        "| W3, 9,984 samples | PyTorch in place | 700 | 800 | 7.00 (7.00-7.00) | 2e-06 "
+        "| compiled engine, 1 points |" in page
+    )
+    assert "| W3, 9,984 samples | landscapex, tf32 | - | - | - | - | not run: too old |" in page
+    assert "not measured" not in page
 
 
 def test_the_bars_of_the_figure_are_the_ratios(results):

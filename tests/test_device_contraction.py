@@ -84,8 +84,7 @@ BUGS = [
         order="warps", says=BITS),
     Bug("one stage instead of two, as a race", "(stage == shared ? T::kStageFloats : 0)", "0",
         TILE, kind="thread", says="data race"),
-    Bug("taps beyond the last are +0 times 0", "row_.data[r * row_.step] : -0.f",
-        "row_.data[r * row_.step] : 0.f", TILE, says=BITS),
+    Bug("taps beyond the last are +0 times 0", ": splat(-0.f)", ": splat(0.f)", TILE, says=BITS),
     Bug("inputs beyond the last tap are those of another",
         "exists ? load(in_ + offsets_[j] * lanes_) : splat(0)",
         "load(in_ + offsets_[j] * lanes_)", TILE, says=BITS),
@@ -111,7 +110,7 @@ BUGS = [
     Bug("strips: an input not yet fetched again", "fetch(j, tap + j + T::kAhead);",
         "fetch(j, tap + j + T::kAhead - 1);", STRIP, says=BITS),
     # long sums
-    Bug("one chain for long sums", "return num_taps > kMostAtOnce;", "return num_taps > 8000;",
+    Bug("one chain for long sums", "end = end_of_stretch(begin, num_taps);", "end = num_taps;",
         COMMON, says=FLOAT64),
     Bug("totals of the neighbour", "shared + threadIdx.x * kQuad", "shared + threadIdx.x / 2 * 8",
         BLOCK, says=BITS),

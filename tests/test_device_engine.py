@@ -197,6 +197,43 @@ def test_losses_that_normalise_by_batch_keep_their_batches(emulation):
     np.testing.assert_allclose(losses(lx.Objective(case.model, data, mean)), eager, rtol=1e-6)
 
 
+class WorkAgain:
+    """Stands for a CUDA graph: does its work again when it is replayed."""
+
+    replays = 0
+    fails = False
+
+    def capture(self, work):
+        if self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.work = work
+        return work()
+
+    def replay(self):
+        type(self).replays += 1
+        self.work()
+
+    def free(self):
+        pass
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_full_calls_are_replayed_as_a_graph(fails, monkeypatch, caplog):
+    pytest.importorskip("landscapex._program_emulated")
+    monkeypatch.setattr(WorkAgain, "replays", 0)
+    monkeypatch.setattr(WorkAgain, "fails", fails)
+    points = np.random.default_rng(0).uniform(-1, 1, (9, 2))
+    found = []
+    for graphs in (None, WorkAgain):
+        backend = emulated_device.backend(cache_bytes=1, graphs=graphs)
+        monkeypatch.setattr(preparation, "backend_of", lambda device, b=backend: b)
+        with caplog.at_level(logging.INFO, "landscapex"):
+            found.append(losses(objective_of("mlp"), points))
+    np.testing.assert_array_equal(*found)
+    assert ("no CUDA graph: operation not permitted" in caplog.text) is fails
+    assert (WorkAgain.replays > 0) is not fails
+
+
 def test_fault_20_short_memory_makes_calls_smaller_and_changes_no_number(
     emulation, monkeypatch, caplog
 ):

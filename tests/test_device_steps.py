@@ -5,7 +5,7 @@ The numbers are compared in test_program_kernels.py and test_program_losses.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import emulated_device
@@ -14,14 +14,19 @@ import program_reference as reference
 import pytest
 from native.harness import COMPILER, ORDERS, ROOT, SANITIZERS, Harness
 from program_bench import Bench
+from scipy import special
 from step_cases import CASES
 
 from landscapex.engine.program import Grid, Program, Weight
 from landscapex.engine.steps import (
+    Activation,
     CrossEntropy,
     ElementLoss,
     Hits,
+    Map,
     Normalize,
+    Operand,
+    Reduce,
     Softmax,
     Winograd,
     table,
@@ -88,6 +93,13 @@ def run(
     return emulated_device.execute(program, inputs, weights, points, LANES, **about)[0]
 
 
+def is_done_by_blocks(program: Program) -> bool:
+    native = module.DeviceProgram(LANES, program, "fp32", BLOCK_BYTES)
+    sizes = [w.size for w in program.weights]
+    native.bind(0, [0] * len(sizes), sizes, 2)
+    return native.in_blocks
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_bits_do_not_depend_on_the_order_of_threads(name, forward, another_order):
     found = run_case(name)
@@ -118,11 +130,7 @@ def test_steps_of_a_block_wait_for_each_other(order):
 def test_programs_of_these_tests_are_done_by_blocks():
     """Otherwise the tests above compare a kernel with itself."""
     for name in NAMES:
-        program = summed(CASES[name](1).program)
-        native = module.DeviceProgram(LANES, program, "fp32", BLOCK_BYTES)
-        sizes = [w.size for w in program.weights]
-        native.bind(0, [0] * len(sizes), sizes, 2)
-        assert native.in_blocks, name
+        assert is_done_by_blocks(summed(CASES[name](1).program)), name
 
 
 # --- long rows: all threads of a block work on each -----------------------------------------------
@@ -162,6 +170,14 @@ def test_long_rows_have_the_same_bits_in_any_order(kind, another_order):
     np.testing.assert_array_equal(found, run(program, b.inputs, b.weights, none))
 
 
+@pytest.mark.parametrize(("count", "in_blocks"), [(127, True), (128, False)])
+@pytest.mark.parametrize("kind", ["softmax", "norm"])
+def test_blocks_that_do_whole_cells_leave_long_rows_to_their_kernels(kind, count, in_blocks):
+    """They would be summed in another order, so that bits depended on what is asked for."""
+    b = long_rows(kind, count)
+    assert is_done_by_blocks(summed(b.program())) == in_blocks
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("log", [False, True])
 def test_special_numbers_in_long_rows_reach_their_rows_only(value, log):
@@ -177,11 +193,43 @@ def test_special_numbers_in_long_rows_reach_their_rows_only(value, log):
     assert not np.isnan(values[0][0][2, 200:]).any()
 
 
+# --- functions of one number ----------------------------------------------------------------------
+
+FUNCTIONS: dict[str, tuple[Activation, Callable[[np.ndarray], np.ndarray]]] = {
+    "gelu": (Activation("gelu"), lambda x: x * special.ndtr(x)),
+    "silu": (Activation("silu"), lambda x: x * special.expit(x)),
+    "mish": (Activation("mish"), lambda x: x * np.tanh(np.logaddexp(0, x))),
+    "softplus": (Activation("softplus", 1, 20), lambda x: np.logaddexp(0, x)),
+    "sigmoid": (Activation("sigmoid"), special.expit),
+    "logsigmoid": (Activation("logsigmoid"), special.log_expit),
+    "tanh": (Activation("tanh"), np.tanh),
+    "elu": (Activation("elu", 1, 1), lambda x: np.where(x > 0, x, np.expm1(x))),
+    "erf": (Activation("erf"), special.erf),
+    "exp": (Activation("exp"), np.exp),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_keep_their_digits_where_they_are_small(name):
+    """Relative to each number, not to the largest: at -12 the tail of gelu is 2e-32."""
+    activation, of = FUNCTIONS[name]
+    b = Bench()
+    x = b.data(
+        np.concatenate([np.linspace(-12, 12, 190), np.geomspace(1e-30, 1, 190)]).reshape(19, 20)
+    )
+    all_of = table(np.arange(20))
+    b.steps.append(Map("copy", (Operand("buffer", x, all_of),), b.out(20), all_of, activation))
+    _, values = emulated_device.execute(b.program(), b.inputs, [], np.zeros((1, 0)), 16)
+    wanted = of(b.inputs[x].astype(float))
+    np.testing.assert_allclose(values[0][0], wanted, rtol=1e-6, atol=1e-44)
+
+
 # --- sums ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("lanes", [16, 48])
 @pytest.mark.parametrize("positions", [1, 3, 70])
-def test_sums_of_many_positions_are_those_of_float64(positions):
+def test_sums_of_many_positions_are_those_of_float64(positions, lanes):
     """Fewer items than a block has threads, and more; lanes without a sample do not count."""
     b = Bench(seed=positions)
     scores = b.normal(4 * positions, scale=3)
@@ -198,8 +246,28 @@ def test_sums_of_many_positions_are_those_of_float64(positions):
     wanted, _ = reference.run(
         program, {i: x.astype(float if i == scores else np.int64) for i, x in inputs.items()}, []
     )
-    found = run(program, inputs, [], np.zeros((1, 0)))[0]
-    np.testing.assert_allclose(found, wanted, rtol=1e-7, atol=1e-7 * positions)
+    found, _ = emulated_device.execute(program, inputs, [], np.zeros((1, 0)), lanes)
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-7, atol=1e-7 * positions)
+
+
+@pytest.mark.parametrize("lanes", [16, 48])
+def test_threads_that_take_several_numbers_take_all_of_them(lanes, monkeypatch):
+    """More numbers than a launch has threads, and lanes that do not divide a block."""
+    monkeypatch.setattr("program_bench._where", ["emulated CUDA"])
+    b = Bench()
+    at, to = b.permuted(301), b.permuted(301)
+    x = b.normal(301)
+    b.steps.append(Map("copy", (Operand("buffer", x, at),), b.out(301), to))
+    b.check(lanes=(lanes,))
+
+
+def test_long_sums_lose_nothing_to_their_length():
+    b = Bench()
+    n = 20_000
+    x, one = b.data(np.full((1, n), 0.1)), table([0])
+    b.steps.append(Reduce("sum", x, table([0, n]), table(range(n)), b.out(1), one))
+    _, values = emulated_device.execute(b.program(), b.inputs, [], np.zeros((1, 0)), 16)
+    np.testing.assert_allclose(values[0][0], n * float(np.float32(0.1)), rtol=1e-6)
 
 
 def test_sums_of_two_steps_may_go_to_one_term():
@@ -229,7 +297,7 @@ def test_programs_of_no_samples_in_a_step_add_nothing():
     assert run(program, b.inputs, [], np.zeros((1, 0)))[0] == 0
 
 
-# --- steps with barriers, under sanitizers ---------------------------------------------------------
+# --- steps with barriers, under sanitizers --------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

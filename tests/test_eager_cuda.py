@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import threading
+import time
 
 import models
 import numpy as np
@@ -18,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import landscapex as lx
-from landscapex.engine import graphs
+from landscapex.engine import cuda_graph, graphs
 from landscapex.engine.choice import Region
 from landscapex.engine.eager import EagerEngine
 from landscapex.errors import DataError, ModelChangedError
@@ -143,6 +144,13 @@ def test_many_batches_are_several_graphs(place, monkeypatch):
         assert len(RecordedGraph.captures) == (2 + 1) + (1 + 1)
 
 
+def test_the_model_stands_at_the_centre_when_it_has_been_compared(place):
+    with Own(place, weight_decay=0.1).session() as (session, _):
+        assert session.engine.recording is not None
+        assert torch.equal(session.space.gather(), session.center)
+        assert session.values() == session.engine.recording.values()
+
+
 def test_few_points_are_not_worth_a_graph(place):
     assert Own(place).losses(points=POINTS[:8])[1] == "asked for"
 
@@ -192,6 +200,20 @@ def test_what_cannot_be_recorded_runs_as_before_and_says_why(model, options, rea
     assert reason in why
     assert len([r for r in caplog.records if "without CUDA graphs" in r.message]) == 1
     assert np.isfinite(found).all()
+    assert not RecordedGraph.alive
+
+
+class Overwrites(Reads):
+    """Its own input, which is the batch."""
+
+    def forward(self, x):
+        return self.inner(x.mul_(1.5))
+
+
+def test_a_model_that_overwrites_its_batches_is_refused_as_without_graphs(place):
+    own = Own(place, model=models.seeded(Overwrites))
+    with pytest.raises(DataError, match="must not be changed in place"):
+        own.losses()
     assert not RecordedGraph.alive
 
 
@@ -342,6 +364,7 @@ def test_models_of_several_threads_are_recorded_one_after_the_other(place, monke
 
     def watched(self, eager):
         inside.append(1)
+        time.sleep(0.1)
         most.append(len(inside))
         recording(self, eager)
         inside.pop()
@@ -372,6 +395,6 @@ def test_a_surface_tells_in_its_provenance(place):
 
 
 def test_a_processor_has_no_graphs():
-    assert graphs.graphs_on(torch.device("cpu")) is None
+    assert cuda_graph.graphs_on(torch.device("cpu")) is None
     _, why = Own("cpu").losses()
     assert why == "asked for"

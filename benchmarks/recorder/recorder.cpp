@@ -7,10 +7,11 @@ namespace {
 std::vector<emul::Launch> launches;
 }  // namespace
 
+#define SEEN __attribute__((visibility("default")))
 extern "C" {
-int64_t launches_count() { return static_cast<int64_t>(launches.size()); }
-const emul::Launch* launches_begin() { return launches.data(); }
-void launches_clear() { launches.clear(); }
+SEEN int64_t launches_count() { return static_cast<int64_t>(launches.size()); }
+SEEN const emul::Launch* launches_begin() { return launches.data(); }
+SEEN void launches_clear() { launches.clear(); }
 }
 
 namespace emul {

@@ -1,5 +1,5 @@
 // Steps that add to sums of a cell, in float64. The threads of a block do one cell together: all
-// of them call `work`.
+// of them call `work`, and wait for each other before they call another.
 #pragma once
 
 #include "device_steps.h"
@@ -24,7 +24,6 @@ __device__ __forceinline__ void add_samples(int64_t rows, int32_t term, const Ce
   const int valid = static_cast<int>(cells.valid[cell.tile]);
   int num_slots = kMostSlots;
   while (num_slots > 1 && num_slots / 2 >= rows * cells.lanes) num_slots /= 2;
-  __syncthreads();  // the sum of the step before may still be read
   for (int slot = threadIdx.x; slot < num_slots; slot += blockDim.x) {
     double sum = 0;
     for (Walk walk({slot, num_slots}, cells.lanes); walk.row() < rows; walk.next())

@@ -110,7 +110,7 @@ class CompiledEngine:
         self._gram = np.zeros((0, 0))
         if eager.weight_decay:
             vectors = torch.cat([center[None], directions]).double()
-            self._gram = (vectors @ vectors.T).numpy()
+            self._gram = (vectors @ vectors.T).cpu().numpy()
 
     def serves(self, directions: Tensor) -> bool:
         """Whether these are the directions that the weights were packed for."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscapex.engine.cuda_graph import Graph, graphs_on
 from landscapex.engine.packing import Tiles
 from landscapex.engine.program import Program
 
@@ -42,12 +43,14 @@ class Device:
         cache_bytes: Of the second-level cache.
         block_bytes: Of shared memory that one block can have.
         capability: Compute capability.
+        graphs: Makes graphs of work; None where there are none.
     """
 
     device: torch.device
     cache_bytes: int
     block_bytes: int
     capability: tuple[int, int]
+    graphs: Callable[[], Graph] | None = None
 
     @staticmethod
     def of(device: torch.device) -> Device:
@@ -55,7 +58,8 @@ class Device:
         p = torch.cuda.get_device_properties(device)
         # PyTorch's stubs do not have it
         block = getattr(p, "shared_memory_per_block_optin", p.shared_memory_per_block)
-        return Device(device, p.L2_cache_size, block, (p.major, p.minor))
+        capability = (p.major, p.minor)
+        return Device(device, p.L2_cache_size, block, capability, graphs_on(device))
 
     @property
     def stream(self) -> int:
@@ -327,11 +331,11 @@ class _Space:
         )
         self.prepared = False
         self._calls = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graph: Graph | None = None
 
     def run(self, runner: DeviceRunner, count: int) -> None:
         """Enqueue a call; full ones, from the second on, as a graph, which costs one launch."""
-        if count < self.points or self.totals.device.type != "cuda":
+        if count < self.points:
             runner._enqueue(self, count)
             return
         self._calls += 1
@@ -342,11 +346,13 @@ class _Space:
         else:
             self._graph.replay()
 
-    def _captured(self, runner: DeviceRunner) -> torch.cuda.CUDAGraph | None:
-        graph = torch.cuda.CUDAGraph()
+    def _captured(self, runner: DeviceRunner) -> Graph | None:
+        make = runner._about.graphs
+        if make is None:
+            return None
+        graph = make()
         try:
-            with torch.cuda.graph(graph):
-                runner._enqueue(self, self.points)
+            graph.capture(lambda: runner._enqueue(self, self.points))
         except RuntimeError as error:  # launches one by one give the same numbers
             log.info("no CUDA graph: %s", error)
             return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from landscapex._batch import Batch
 from landscapex.batches import FrozenBatches
+from landscapex.engine.cuda_graph import Graph, graphs_on
 from landscapex.engine.eager import EagerEngine, Stop, batch_norms
 from landscapex.engine.validation import check_points
-from landscapex.errors import LandscapexError
 from landscapex.guard import Snapshot
 from landscapex.own_measures import ModelMeasure
 from landscapex.torch_measure import TorchMeasure
@@ -41,72 +41,6 @@ _capturing = threading.Lock()  # models of other threads may be recorded too
 
 class NotRecordedError(Exception):
     """Why an evaluation is not replayed."""
-
-
-class Graph(Protocol):
-    """Work of a device that can be done again."""
-
-    def capture(self, work: Callable[[], T]) -> T:
-        """Record what `work` does; the tensors it returns are those that `replay` writes."""
-
-    def replay(self) -> None:
-        """Enqueue the work again: on the same memory, with the numbers it holds now."""
-
-    def free(self) -> None:
-        """Give memory back; what `capture` returned holds nothing any more."""
-
-
-class CudaGraph:
-    """A `Graph` of CUDA.
-
-    Args:
-        stream: On which it is recorded; replays go to the current one.
-        pool: Memory that it shares with graphs that are replayed one after the other.
-    """
-
-    def __init__(self, stream: torch.cuda.Stream, pool: Any) -> None:
-        self._stream, self._pool = stream, pool
-        self._graph = torch.cuda.CUDAGraph()
-
-    def capture(self, work: Callable[[], T]) -> T:
-        """See `Graph.capture`."""
-        with torch.cuda.device(self._stream.device):
-            current = torch.cuda.current_stream()
-            # should recording fail, `torch.cuda.graph` leaves its own stream the current one
-            with torch.cuda.stream(current):
-                self._stream.wait_stream(current)
-                with torch.cuda.stream(self._stream):
-                    work()  # libraries allocate and choose at their first call on a stream
-                current.wait_stream(self._stream)
-                # calls of other threads, which know nothing of this, are their own affair
-                with torch.cuda.graph(
-                    self._graph, self._pool, self._stream, capture_error_mode="thread_local"
-                ):
-                    return work()
-
-    def replay(self) -> None:
-        """See `Graph.replay`."""
-        with torch.cuda.device(self._stream.device):
-            self._graph.replay()
-
-    def free(self) -> None:
-        """See `Graph.free`."""
-        self._graph.reset()
-
-
-def graphs_on(device: torch.device) -> Callable[[], Graph] | None:
-    """What makes graphs on a device.
-
-    Args:
-        device: Of a model.
-
-    Returns:
-        None if there are none, as on a processor.
-    """
-    if device.type != "cuda":
-        return None
-    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
-    return lambda: CudaGraph(stream, pool)
 
 
 def record(
@@ -131,9 +65,6 @@ def record(
 
     Returns:
         What came of it in words, for the provenance; nothing where there is nothing to say.
-
-    Raises:
-        LandscapexError: If somebody else wrote to the model or to the data.
     """
     eager.release()
     make = graphs_on(eager.space.device)
@@ -145,10 +76,7 @@ def record(
             eager.recording = Recording(eager, make)
         _compare(eager, snapshot, center, directions, check_points(low, high, center, directions))
         said = _TRUSTED
-    except LandscapexError:
-        eager.release()
-        raise
-    except Exception as error:  # launches one by one serve every model
+    except Exception as error:  # launches one by one serve every model, or raise it again
         eager.release()
         why = _in_words(error)
         log.info("the model runs without CUDA graphs: %s", why)

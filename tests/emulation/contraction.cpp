@@ -82,6 +82,8 @@ struct Case {
   void place(Table* positions, Table* outputs) {
     const int count = shape.groups * shape.outputs;
     const bool by_output = below(2) != 0;
+    positions->reserve(static_cast<size_t>(shape.positions));  // no more, so that its end is seen
+    outputs->reserve(static_cast<size_t>(count));
     for (int p = 0; p < shape.positions; ++p) positions->push_back(1 + (by_output ? p : p * count));
     for (int m = 0; m < count; ++m) outputs->push_back(by_output ? m * shape.positions : m);
     std::shuffle(outputs->begin(), outputs->end(), random);
@@ -107,6 +109,9 @@ struct Case {
     }
     for (int i = 0; i < s.points * (kSets - 1); ++i) coordinates.push_back(number());
     valid.assign(static_cast<size_t>(s.tiles), s.lanes);
+    at.reserve(static_cast<size_t>(s.positions));
+    group.reserve(static_cast<size_t>(s.groups));
+    taps.reserve(static_cast<size_t>(s.taps));
     for (int p = 0; p < s.positions; ++p) at.push_back(p + 2);
     for (int g = 0; g < s.groups; ++g) group.push_back(g);
     const int most = inputs - s.positions - s.groups - 1;

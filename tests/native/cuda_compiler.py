@@ -91,8 +91,10 @@ def targets(wanted: Sequence[int], have: Sequence[int]) -> list[str]:
     return options
 
 
-_ENTRY = re.compile(
-    r"Compiling entry function '(\S+)' for '(\w+)'|(\d+) bytes stack frame|Used (\d+) registers(.*)"
+_SAID = re.compile(
+    r"Compiling entry function '(\S+)' for '(\w+)'"
+    r"|Function properties for (\S+)\s+(\d+) bytes stack frame"
+    r"|Used (\d+) registers(.*)"
 )
 
 
@@ -106,17 +108,18 @@ def usage(said: str) -> Iterator[Usage]:
         One for each kernel and architecture.
     """
     found: list[tuple[str, str, int, int, int]] = []
-    kernel, architecture, stack = "", "", None
-    for match in _ENTRY.finditer(said):
-        name, of, frame, registers, rest = match.groups()
-        if name:
-            kernel, architecture, stack = name, of, None
-        elif frame is not None:
-            stack = int(frame) if stack is None else stack  # the first is the kernel's own
-        elif kernel:
+    kernel = architecture = ""
+    stack = 0
+    for match in _SAID.finditer(said):
+        entry, of, function, frame, registers, rest = match.groups()
+        if entry:
+            kernel, architecture, stack = entry, of, 0
+        elif function:  # of the kernel, or of one that it calls
+            stack = int(frame) if function == kernel else stack
+        else:
             shared = re.search(r"(\d+) bytes smem", rest)
-            bytes_shared = int(shared[1]) if shared else 0
-            found.append((kernel, architecture, int(registers), stack or 0, bytes_shared))
+            size = int(shared[1]) if shared else 0
+            found.append((kernel, architecture, int(registers), stack, size))
     names = short_names({f[0] for f in found})
     for mangled, *numbers in found:
         yield Usage(names[mangled], *numbers)

@@ -6,6 +6,10 @@ from .runner import Planted
 
 CAPTURE = "tests/test_capture.py::"
 COMPILED = "tests/test_compiled.py::"
+DEVICE = "landscapex/engine/device.py"
+DEVICE_CHUNKS = "tests/test_device_driver.py::test_bits_do_not_depend_on_the_size_of_chunks"
+DEVICE_ENGINE = "tests/test_device_engine.py::"
+DEVICE_RUNNERS = "tests/test_device_driver.py::"
 LOWERING = "tests/test_lowering.py::"
 OPTIMIZE = "tests/test_optimize.py::"
 SHARING = "tests/test_sharing.py::"
@@ -106,5 +110,77 @@ ENGINE = [
         "    return Lanes(x.buffer, index, x.grid, fill)\n",
         "    return Lanes(x.buffer, index, x.grid, x.fill)\n",
         LOWERING + "test_moves_equal_torch",
+    ),
+    Planted(
+        "engine 15", "sums of a smaller chunk are the last ones", DEVICE,
+        "space.totals.cpu().numpy()[:, :count]",
+        "space.totals.cpu().numpy()[:, -count:]",
+        DEVICE_CHUNKS + "[(3, 4)-fp32]",
+    ),
+    Planted(
+        "engine 15", "the last tiles are left out", DEVICE,
+        "range(0, total, space.tiles)",
+        "range(0, total - total % space.tiles, space.tiles)",
+        DEVICE_CHUNKS + "[(2, 3)-fp32]",
+    ),
+    Planted(
+        "engine 15", "later points have the weights of the first", DEVICE,
+        "of_part = {i: a[part] for i, a in rows.items()}",
+        "of_part = {i: a[: len(points[part])] for i, a in rows.items()}",
+        DEVICE_CHUNKS + "[(3, 4)-fp32]",
+    ),
+    Planted(
+        "engine 15", "later points are the first", DEVICE,
+        "self._run_part(space, points[part], ",
+        "self._run_part(space, points[: len(points[part])], ",
+        DEVICE_CHUNKS + "[(3, 4)-fp32]",
+    ),
+    Planted(
+        "engine 15", "later tiles are the first", DEVICE,
+        "0 if x is None else x[first].data_ptr()",
+        "0 if x is None else x[0].data_ptr()",
+        DEVICE_CHUNKS + "[(2, 3)-fp32]",
+    ),
+    Planted(
+        "engine 15", "later tiles are as full as the first", DEVICE,
+        "self._valid[first:].data_ptr()",
+        "self._valid.data_ptr()",
+        DEVICE_CHUNKS + "[(2, 3)-fp32]",
+    ),
+    Planted(
+        "engine 15", "later tiles belong to the group of the first", DEVICE,
+        "self._owner[first:].data_ptr()",
+        "self._owner.data_ptr()",
+        DEVICE_CHUNKS + "[(2, 3)-fp32]",
+    ),
+    Planted(
+        "engine 16", "sums of the call before", DEVICE,
+        "        space.totals.zero_()\n",
+        "",
+        DEVICE_CHUNKS + "[(3, 4)-fp32]",
+    ),
+    Planted(
+        "engine 16", "no halos", DEVICE,
+        "            if not space.prepared:\n",
+        "            if False:\n",
+        DEVICE_RUNNERS + "test_a_chunk_begins_with_sums_of_zero",
+    ),
+    Planted(
+        "engine 16", "the weights of another runner", DEVICE,
+        "        self._bind()\n        sums, values = [], []\n",
+        "        sums, values = [], []\n",
+        DEVICE_RUNNERS + "test_runners_that_share_a_program_keep_their_own_weights[fixed-fp32]",
+    ),
+    Planted(
+        "engine 17", "short memory ends a map", DEVICE,
+        "            except torch.OutOfMemoryError:\n",
+        "            except MemoryError:\n",
+        DEVICE_ENGINE + "test_fault_20_short_memory_makes_calls_smaller_and_changes_no_number",
+    ),
+    Planted(
+        "engine 17", "tensor cores are believed in", DEVICE,
+        'if math != "fp32" and self.about.capability < _TENSOR_CORES:',
+        'if math != "fp32" and self.about.capability < (0, 0):',
+        DEVICE_ENGINE + "test_a_device_without_tensor_cores_says_so[tf32]",
     ),
 ]  # fmt: skip

@@ -229,8 +229,8 @@ def _batch_norm(
         raise NotCapturedError("running statistics that move")
     if low.batch_axes(node.args[0]) != (0,):
         raise NotCapturedError("batch norm over an axis of samples")
-    factor = (variance.double() + eps).rsqrt().numpy()
-    offset = -mean.double().numpy() * factor
+    factor = (variance.double() + eps).rsqrt().cpu().numpy()
+    offset = -mean.double().cpu().numpy() * factor
     size = factor.size
     if gamma is None:
         scale = low.weight(size, offset=factor)
