@@ -12,7 +12,7 @@ TORCH := torch==2.13.0
 BUILD := scikit-build-core cmake ninja pybind11
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
     $(shell find landscapex csrc tests/emulation -type f ! -name '*.pyc')
-NATIVE := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+NATIVE := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test check docs bench roofline data clean
 .DELETE_ON_ERROR:

@@ -102,6 +102,8 @@ def _kernels_of(source: Path, nvcc: str, nvdisasm: str, architecture: int) -> di
         if run.returncode != 0:
             raise RuntimeError(run.stderr)
         said.write_text(run.stderr)
+        for old in set(OUT.glob(f"{source.stem}-*")) - {cubin, said}:
+            old.unlink()
     listing = subprocess.run([nvdisasm, "-c", str(cubin)], capture_output=True, text=True)
     if listing.returncode != 0:
         raise RuntimeError(listing.stderr)

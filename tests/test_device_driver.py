@@ -253,6 +253,17 @@ def test_runners_that_share_a_program_keep_their_own_weights(kind, math, whole, 
         assert_right(c, *runner.run(c.points, c.rows, with_values=True), ARITHMETIC[math])
 
 
+@pytest.mark.parametrize("lanes", [16, 48, 112])
+def test_sums_take_every_sample_of_tiles_of_any_size(lanes):
+    """Of more numbers than there are places for partial sums."""
+    count = 70
+    program = Program((Buffer(count, Grid.NONE, "input"),), (), (loss(0, count, 0),), 1)
+    inputs = np.random.default_rng(0).normal(size=(150, count)).astype(np.float32).astype(float)
+    found, _ = emulated_device.execute(program, {0: inputs}, [], np.zeros((1, 0)), lanes)
+    wanted, _ = reference.run(program, {0: inputs}, [])
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-12)
+
+
 def test_more_weights_for_tensor_cores_than_one_launch_rounds(chunks):
     count = 163
     buffers = (Buffer(8, Grid.NONE, "input"), *[Buffer(8, Grid.FULL)] * count)

@@ -22,6 +22,7 @@ from landscapex.engine.steps import (
     Activation,
     CrossEntropy,
     ElementLoss,
+    Embedding,
     Hits,
     Map,
     Normalize,
@@ -259,6 +260,27 @@ def test_threads_that_take_several_numbers_take_all_of_them(lanes, monkeypatch):
     x = b.normal(301)
     b.steps.append(Map("copy", (Operand("buffer", x, at),), b.out(301), to))
     b.check(lanes=(lanes,))
+
+
+@pytest.mark.parametrize("width", [7, 8, 19])
+def test_rows_of_a_table_are_read_to_their_end(width, monkeypatch):
+    monkeypatch.setattr("program_bench._where", ["emulated CUDA"])
+    b = Bench()
+    index = b.data(b.rng.integers(0, 5, (19, 3)))
+    weight, to = b.weight(5 * width), b.permuted(2, width)
+    b.steps.append(Embedding(index, table([2, 0]), weight, b.out(2 * width), to))
+    b.check()
+
+
+@pytest.mark.parametrize("count", [3, 130])
+def test_logarithms_of_probabilities_near_one_keep_their_digits(count):
+    b = Bench()
+    scores = np.zeros((1, count))
+    scores[0, 1] = 15
+    x, row = b.data(scores), table(range(count))
+    b.steps.append(Softmax(x, row[None], b.out(count), row[None], log=True))
+    _, values = emulated_device.execute(b.program(), b.inputs, [], np.zeros((1, 0)), 16)
+    np.testing.assert_allclose(values[0][0][0, 1], -np.log1p((count - 1) * np.exp(-15)), rtol=1e-6)
 
 
 def test_long_sums_lose_nothing_to_their_length():

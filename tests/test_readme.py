@@ -26,6 +26,7 @@ PAGES = [
     "docs/curvature.md",
     "docs/training.md",
     "docs/speed.md",
+    "docs/gpu.md",
     "CONTRIBUTING.md",
 ]
 PACKAGE = Path(landscapex.__file__).parent

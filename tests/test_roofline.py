@@ -33,6 +33,7 @@ MMA = "contract_mma_kernel<1, Shape<4, 2, 4>>"
     [
         (32, 256, 0, 8),  # as many threads as there can be
         (33, 256, 0, 6),  # 1,280 registers for a warp: 12 of them in each quarter
+        (104, 32, 0, 16),  # 3,328 registers: four warps in each quarter, not 19 in all
         (128, 256, 0, 2),
         (167, 128, 45056, 3),
         (32, 32, 0, 32),  # as many blocks as there can be
@@ -65,6 +66,12 @@ def test_what_does_not_fit_is_written_and_read_again():
     # is written again, in place
     assert model.traffic([a, b, read], 100) == [0, 60, 120]
     assert model.traffic([a, b, read], 120) == [0, 0, 0]
+
+
+def test_what_was_only_read_since_it_was_written_still_goes_to_memory():
+    a, b = piece("a", 60, write=True), piece("b", 60, write=True)
+    read = piece("a", 60, write=False)
+    assert model.traffic([[a], [read], [b]], 100) == [60, 0, 60]
 
 
 def test_what_is_larger_than_the_cache_always_goes_to_memory():
@@ -133,10 +140,12 @@ FULL = Loop(all=640, fma=512, mma=0, mma_macs=0, bytes=0, fetched=0, seldom=0, s
 
 
 def estimate(
-    loop: Loop, blocks: int = 132 * 48, math_of: str = "fp32", kernel: str = TILE
+    loop: Loop, blocks: int = 132 * 48, math_of: str = "fp32", kernel: str = TILE, times: int = 1
 ) -> float:
     """Of arithmetic alone, as a part of the peak."""
     chunk, launch = convolution(kernel, blocks)
+    taps = np.concatenate([launch.step.taps] * times)
+    launch = dataclasses.replace(launch, step=dataclasses.replace(launch.step, taps=taps))
     work = model.work_of(chunk, launch, math_of)
     work = dataclasses.replace(work, loads=0.0, touches=())
     time = model.time_of(H100, launch, work, 0.0, code(loop))
@@ -149,6 +158,13 @@ def test_multiply_adds_share_issue_slots_with_the_other_instructions():
 
 def test_what_a_loop_moves_may_take_longer_than_its_instructions():
     assert estimate(dataclasses.replace(FULL, bytes=256 * 128)) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_long_sums_are_put_away_once_in_a_stretch():
+    loop = dataclasses.replace(FULL, seldom=1280)
+    assert estimate(loop) == pytest.approx(estimate(FULL))
+    # 8 of 128 taps in a round
+    assert estimate(loop, times=2) == pytest.approx(512 / (640 + 1280 / 16), rel=1e-3)
 
 
 def test_few_blocks_leave_multiprocessors_without_work():
@@ -191,16 +207,22 @@ LISTING = """
 {sums}
         /*0030*/                   STS.128 [R0], R4 ;
 .L_x_2:
+        /*0038*/               @P2 BRA `(.L_x_5) ;
+        /*003c*/                   FADD R6, R6, R7 ;
+.L_x_5:
         /*0040*/                   LDS.64 R8, [R0] ;
         /*0050*/                   FFMA R9, R8, R4, R9 ;
         /*0060*/                   LDSM.16.M88.4 R12, [R0] ;
         /*0070*/              @!P1 BRA `(.L_x_1) ;
         /*0080*/                   EXIT ;
 .text._Z1jv:
+.L_x_0:
+        /*0000*/                   FFMA R9, R8, R4, R9 ;
 .L_x_3:
         /*0000*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
         /*0010*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
         /*0020*/               @P1 BRA `(.L_x_3) ;
+        /*0028*/               @P2 BRA `(.L_x_0) ;
 .L_x_4:
         /*0030*/                   IADD3 R4, R4, 0x1, RZ ;
         /*0040*/               @P1 BRA `(.L_x_4) ;
@@ -211,7 +233,7 @@ def test_loops_are_read_from_the_listing():
     sums = "\n".join(["        /*0024*/                   FADD R4, R4, R5 ;"] * 40)
     loops = roofline_code.loops_of(LISTING.format(sums=sums))
     assert loops == {
-        "k": [Loop(6, 1, 0, 0, 32 * (16 + 8 + 16), 512, 41, 32 * 16)],
+        "k": [Loop(8, 1, 0, 0, 32 * (16 + 8 + 16), 512, 41, 32 * 16)],
         "j": [Loop(3, 0, 2, 2048, 0, 0, 0, 0)],
     }
 
@@ -224,10 +246,10 @@ ptxas info    : Used 40 registers, used 1 barriers, 32 bytes cumulative stack si
 ptxas info    : Function properties for _ZN1a4helpEv
     8 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Compiling entry function '_ZN1a1kILi2ELb1EEEvv' for 'sm_90'
-ptxas info    : Function properties for _ZN1a4helpEv
-    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Function properties for _ZN1a1kILi2ELb1EEEvv
     16 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Function properties for _ZN1a4helpEv
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 32 registers, used 0 barriers
 """
 

@@ -26,6 +26,9 @@ from landscapex.engine.program import Program
 MATH = ("fp32", "tf32", "bf16x3", "bf16")
 _TENSOR_CORES = (8, 0)  # compute capability that has those of bf16 and TF32
 _LANES = (128, 64, 32, 16)  # of a tile
+_LIGHT_WEIGHTS = 1 << 15  # `kWeightsOfBlock` of csrc/program/device_program.cpp
+_WASTE = 1.05  # times the fewest lanes that tiles can have: larger tiles are worth as much
+_CHUNK = 4  # times the cache: what a cell works in, of which a step needs a part at a time
 _MOST_POINTS = 256  # of one call
 _FEW_POINTS = 8  # among which shared products pay
 _MOST_CELLS = 4096  # of one call
@@ -137,9 +140,11 @@ class DeviceBackend:
         """Samples per tile: many, without much waste in the last tile; see `Backend.lanes`."""
         # two cells of a tiny network have room in the shared memory of one multiprocessor
         per_lane = made.native.arena_floats / 16
-        small = [n for n in _LANES if 8 * per_lane * n <= self.about.block_bytes]
-        choices = small if math == "fp32" and small else _LANES
-        return min(choices, key=lambda lanes: (-(-samples // lanes) * lanes, -lanes))
+        light = math == "fp32" and sum(w.size for w in program.weights) <= _LIGHT_WEIGHTS
+        small = [n for n in _LANES if light and 8 * per_lane * n <= self.about.block_bytes]
+        choices = small or _LANES
+        taken = {lanes: -(-samples // lanes) * lanes for lanes in choices}
+        return max(lanes for lanes in choices if taken[lanes] <= _WASTE * min(taken.values()))
 
     def runner(
         self,
@@ -284,12 +289,12 @@ class DeviceRunner:
         return self._resident(flat)
 
     def _chunk(self, total: int) -> tuple[int, int]:
-        """How many tiles and points a call has: what they write stays in the cache."""
+        """How many tiles and points a call has: what a step reads and writes stays in the cache."""
         native, cache = self._made.native, self._about.cache_bytes
         per_point = 4 * (native.floats(_MOVING) + native.floats(_PER_POINT))
         points = max(1, min(_MOST_POINTS, cache // 4 // max(per_point, 1)))
-        cell = max(1, native.workspace_bytes(1, 1) - per_point)
-        cells = max(1, min(_MOST_CELLS, cache // cell))
+        cell = max(1, 4 * native.arena_floats)
+        cells = max(1, min(_MOST_CELLS, _CHUNK * cache // cell))
         points = min(points, cells)
         return max(1, min(total, cells // points)), points
 

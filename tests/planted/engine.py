@@ -181,6 +181,6 @@ ENGINE = [
         "engine 17", "tensor cores are believed in", DEVICE,
         'if math != "fp32" and self.about.capability < _TENSOR_CORES:',
         'if math != "fp32" and self.about.capability < (0, 0):',
-        DEVICE_ENGINE + "test_a_device_without_tensor_cores_says_so[tf32]",
+        DEVICE_ENGINE + "test_a_device_without_tensor_cores_says_so",
     ),
 ]  # fmt: skip
