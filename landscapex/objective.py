@@ -19,7 +19,7 @@ from landscapex.engine.preparation import PlanCache
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.guard import common_draws, exclusive
 from landscapex.parameters import ParameterSpace
-from landscapex.selection import Selection
+from landscapex.selection import Selection, refuse_sparse_buffers
 from landscapex.session import Point, Session
 
 _FREEZE_SEED = 0  # shuffling and augmentation are the same in every process that resumes
@@ -106,6 +106,7 @@ class Objective:
                 )
         self._params = params
         self._space = ParameterSpace(model, params)
+        refuse_sparse_buffers(self._space.model)
         check_precision(precision, self._space)
         self.measure = losses.resolve(
             loss, model=self._space.model, metrics=metrics, count=count, reduction=reduction

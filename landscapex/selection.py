@@ -122,12 +122,9 @@ def refuse_unmovable(model: nn.Module) -> None:
         elif p.layout != torch.strided:
             bad.append(f"{name} ({p.layout})")
         devices.setdefault(str(p.device), name)
-    for name, b in model.named_buffers():
-        if b.layout != torch.strided:  # it could not be compared or put back
-            bad.append(f"buffer {name} ({b.layout}: make it dense, or a plain attribute)")
     if bad:
         raise ParameterMismatchError(
-            f"parameters and buffers must be plain dense tensors, got {first_of(bad)}."
+            f"parameters must be plain dense tensors, got {first_of(bad)}."
         )
     if any(device.startswith("mps") for device in devices):
         raise DeviceError(
@@ -136,6 +133,22 @@ def refuse_unmovable(model: nn.Module) -> None:
     if len(devices) > 1:
         listed = ", ".join(f"{name} on {device}" for device, name in devices.items())
         raise DeviceError(f"all parameters must be on one device, got {listed}.")
+
+
+def refuse_sparse_buffers(model: nn.Module) -> None:
+    """Refuse a model whose buffers could not be compared, and put back, bit by bit.
+
+    Args:
+        model: To be evaluated at other points.
+
+    Raises:
+        ParameterMismatchError: If a buffer is not dense.
+    """
+    bad = [f"{n} ({b.layout})" for n, b in model.named_buffers() if b.layout != torch.strided]
+    if bad:
+        raise ParameterMismatchError(
+            f"buffers must be dense, or plain attributes of a module, got {first_of(bad)}."
+        )
 
 
 def _movable_dtype(dtype: torch.dtype) -> bool:

@@ -298,3 +298,11 @@ def test_columns_must_differ():
 def test_a_class_in_place_of_a_criterion_is_named():
     with pytest.raises(ArgumentTypeError, match=r"write CrossEntropyLoss\(\)"):
         lx.Objective(models.mlp(3, 2), (torch.ones(2, 3), torch.ones(2)), nn.CrossEntropyLoss)
+
+
+def test_sparse_buffers_are_refused_by_name():
+    model = nn.Linear(2, 3)
+    model.register_buffer("adjacency", torch.eye(3).to_sparse())
+    message = r"buffers must be dense.*got adjacency \(torch.sparse_coo\)"
+    with pytest.raises(ParameterMismatchError, match=message):
+        lx.Objective(model, (torch.randn(4, 2), torch.zeros(4, dtype=int)), "cross_entropy")

@@ -524,12 +524,6 @@ def sparse():
     return model
 
 
-def sparse_buffer():
-    model = nn.Linear(2, 3)
-    model.register_buffer("adjacency", torch.eye(3).to_sparse())
-    return model
-
-
 def expanded():
     model = nn.Linear(2, 3)
     model.weight = nn.Parameter(torch.randn(1, 2).expand(3, 2))
@@ -545,7 +539,6 @@ def expanded():
         (dynamically_quantised, "1 (quantised module Linear)"),
         (inference, "weight (an inference tensor"),
         (sparse, "weight (torch.sparse_coo)"),
-        (sparse_buffer, "buffer adjacency (torch.sparse_coo: make it dense"),
         (expanded, "weight must own each of its entries, got an expanded tensor"),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
