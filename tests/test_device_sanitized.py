@@ -70,7 +70,8 @@ def run(
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
         "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 exitcode=66 report_thread_leaks=0",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}",
+        # an empty entry would be the checkout, which has no libraries
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])),
     }
     command = [sys.executable, "-m", "pytest", "-p", "sanitized", "-x", "-q", "-m", "not slow"]
     command += ["--capture", "no"]  # a process that a sanitizer ends prints nothing later
