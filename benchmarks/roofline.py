@@ -111,15 +111,23 @@ class Result:
     @property
     def calls(self) -> int:
         """Chunks of all points and all samples."""
-        chunk = self.chunk
-        return math.ceil(chunk.all_tiles / chunk.tiles) * math.ceil(POINTS / chunk.points)
+        return math.ceil(self.chunk.all_tiles / self.chunk.tiles) * self._of_points
+
+    @property
+    def _of_points(self) -> int:
+        return math.ceil(POINTS / self.chunk.points)
+
+    def _total(self, of_launch: Sequence[float]) -> float:
+        """Weights are formed once for all samples, everything else in each chunk."""
+        pairs = zip(self.chunk.launches, of_launch, strict=True)
+        return sum(t * (self._of_points if "form" in a.kernel else self.calls) for a, t in pairs)
 
     def seconds(self, m: Machine) -> tuple[float, float, float]:
         """All points and all samples: the floor, in graphs, and with single launches."""
         own = [t.estimate + m.node for t in self.times]
         single = [max(t, m.launch) for t in own]
-        floor = sum(t.floor for t in self.times)
-        return floor * self.calls, sum(own) * self.calls, sum(single) * self.calls
+        floor = [t.floor for t in self.times]
+        return self._total(floor), self._total(own), self._total(single)
 
 
 def device_of(m: Machine) -> Device:

@@ -169,12 +169,12 @@ def _explained(
     in_blocks: bool,
     points: int,
 ) -> tuple[Launch, ...]:
-    """Which step each launch is for: the centre, the directions, then the points."""
+    """Which step each launch is for: the weights, the centre, the directions, then the points."""
     per_point = 1 if in_blocks else len(own)
     forms = len(found) - 2 * len(shared) - per_point - 2
     assert forms >= 1, "the driver launches something that is not known here"
-    steps: list[tuple[Step | None, int]] = [(s, 1) for s in shared] + [(s, 2) for s in shared]
-    steps += [(None, 0)] * (1 + forms)
+    steps: list[tuple[Step | None, int]] = [(None, 0)] * forms
+    steps += [(s, 1) for s in shared] + [(s, 2) for s in shared] + [(None, 0)]
     steps += [(None, points)] if in_blocks else [(s, points) for s in own]
     steps += [(None, 0)]
     explained = tuple(

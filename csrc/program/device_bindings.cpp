@@ -78,8 +78,6 @@ DeviceCall call_of(const py::kwargs& given) {
   call.coordinates = at<const double>(address("coordinates"));
   call.workspace = at<void>(address("workspace"));
   call.totals = at<double>(address("totals"));
-  call.first = number("first");
-  call.all_points = number("all_points");
   call.values = at<float>(address("values"));
   return call;
 }
@@ -116,10 +114,10 @@ PYBIND11_MODULE(LX_DEVICE_MODULE, m) {
       .def_property_readonly("arena_floats", &DeviceProgram::arena_floats)
       .def_property_readonly("in_blocks", &DeviceProgram::in_blocks)
       .def("workspace_bytes", &DeviceProgram::workspace_bytes, "tiles"_a, "points"_a)
-      .def("input_elements", &DeviceProgram::input_elements, "id"_a)
       .def_property_readonly("num_terms", &DeviceProgram::num_terms)
       .def_property_readonly("output_elements", &DeviceProgram::output_elements)
       .def("prepare", &lx::enqueue<&DeviceProgram::prepare>)
+      .def("form_weights", &lx::enqueue<&DeviceProgram::form_weights>)
       .def("share", &lx::enqueue<&DeviceProgram::share>)
       .def("run", &lx::enqueue<&DeviceProgram::run>);
 #ifdef LX_EMULATE_CUDA

@@ -71,10 +71,24 @@ DeviceProgram::DeviceProgram(int64_t lanes, Description description, Math math, 
     const int32_t out = written(step);
     is_shared_.push_back(out >= 0 && is_product(buffers[out]));
   }
-  Places nowhere;
-  nowhere.buffers.resize(buffers.size());
-  nowhere.weights.resize(static_cast<size_t>(description_.num_weights));
-  arguments(description_.steps, nowhere, Tables::writing(&tables_));
+  arguments(description_.steps, nowhere(), Tables::writing(&tables_));
+}
+
+// For questions that no address answers.
+Places DeviceProgram::nowhere() const {
+  Places none;
+  none.buffers.resize(description_.buffers.size());
+  none.weights.resize(static_cast<size_t>(description_.num_weights));
+  return none;
+}
+
+std::vector<StepArgs> DeviceProgram::steps_of(Sets sets, const Places& places) const {
+  const std::vector<StepArgs> all =
+      arguments(description_.steps, places, Tables::reading(device_tables_));
+  std::vector<StepArgs> steps;
+  for (size_t i = 0; i < all.size(); ++i)
+    if (is_shared_[i] == (sets != Sets::kPoints)) steps.push_back(all[i]);
+  return steps;
 }
 
 // Steps of a recurrent layer read the same weights, and share their planes.
@@ -108,23 +122,11 @@ void DeviceProgram::choose_planes() {
 bool DeviceProgram::fits_blocks() const {
   if (!rounded_.empty() || arena_floats_ * 8 > block_bytes_) return false;
   if (floats(Numbers::moving) + floats(Numbers::per_point) > kWeightsOfBlock) return false;
-  Places nowhere;
-  nowhere.buffers.resize(description_.buffers.size());
-  nowhere.weights.resize(static_cast<size_t>(description_.num_weights));
-  const std::vector<StepArgs> all =
-      arguments(description_.steps, nowhere, Tables::reading(device_tables_));
-  std::vector<StepArgs> steps;
   int64_t filled = 0;
-  for (size_t i = 0; i < all.size(); ++i)
-    if (!is_shared_[i]) steps.push_back(all[i]);
   for (const Buffer& b : description_.buffers)
     filled += is_live(b) && !is_product(b) && b.fill != 0;
-  return filled <= kMostFilled && fits_network(steps, arena_floats_, block_bytes_);
-}
-
-int64_t DeviceProgram::input_elements(size_t id) const {
-  const std::vector<Buffer>& buffers = description_.buffers;
-  return id < buffers.size() && !is_live(buffers[id]) ? buffers[id].elements : 0;
+  return filled <= kMostFilled &&
+         fits_network(steps_of(Sets::kPoints, nowhere()), arena_floats_, block_bytes_);
 }
 
 void DeviceProgram::bind(const void* tables, const std::vector<Numbers>& kinds,
@@ -284,22 +286,14 @@ void DeviceProgram::run_in_blocks(const DeviceCall& call, cudaStream_t stream) c
       filled.push_back({static_cast<int32_t>(starts_[i]),
                         static_cast<int32_t>(aligned(b.elements * lanes_)), b.fill});
   }
-  const std::vector<StepArgs> all =
-      arguments(description_.steps, found, Tables::reading(device_tables_));
-  std::vector<StepArgs> steps;
-  for (size_t i = 0; i < all.size(); ++i)
-    if (!is_shared_[i]) steps.push_back(all[i]);
-  check(run_network(steps, filled, arena_floats_, cells(call, Sets::kPoints), stream));
+  check(run_network(steps_of(Sets::kPoints, found), filled, arena_floats_,
+                    cells(call, Sets::kPoints), stream));
 }
 
 void DeviceProgram::run_steps(const DeviceCall& call, Sets sets, cudaStream_t stream) const {
   const Cells c = cells(call, sets);
-  const std::vector<StepArgs> steps =
-      arguments(description_.steps, places(call, sets), Tables::reading(device_tables_));
-  for (size_t i = 0; i < steps.size(); ++i) {
-    if (is_shared_[i] != (sets != Sets::kPoints)) continue;
-    std::visit([&](const auto& args) { check(cuda::run(args, c, stream)); }, steps[i]);
-  }
+  for (const StepArgs& step : steps_of(sets, places(call, sets)))
+    std::visit([&](const auto& args) { check(cuda::run(args, c, stream)); }, step);
 }
 
 void DeviceProgram::prepare(const DeviceCall& given, cudaStream_t stream) const {
@@ -322,6 +316,11 @@ void DeviceProgram::prepare(const DeviceCall& given, cudaStream_t stream) const 
     check(fill(args, c, stream));
   }
   form_kind(call, Numbers::fixed, stream);
+}
+
+void DeviceProgram::form_weights(const DeviceCall& call, cudaStream_t stream) const {
+  form_kind(call, Numbers::moving, stream);
+  form_kind(call, Numbers::per_point, stream);
 }
 
 void DeviceProgram::share(const DeviceCall& call, cudaStream_t stream) const {
@@ -355,17 +354,15 @@ void DeviceProgram::run(const DeviceCall& call, cudaStream_t stream) const {
   const int64_t cells = call.tiles * call.points;
   check(cudaMemsetAsync(w.terms, 0, static_cast<size_t>(cells * num_terms()) * sizeof(double),
                         stream));
-  form_kind(call, Numbers::moving, stream);
-  form_kind(call, Numbers::per_point, stream);
   if (in_blocks_ && call.values == nullptr) {
     run_in_blocks(call, stream);
   } else {
     run_steps(call, Sets::kPoints, stream);
   }
   if (call.values != nullptr) copy_outputs(call, stream);
-  check(collect({w.terms, call.owner, call.tiles, call.points, num_terms(), call.totals, call.first,
-                 call.all_points},
-                stream));
+  check(collect(
+      {w.terms, call.owner, call.tiles, call.points, num_terms(), call.totals, call.most_points},
+      stream));
 }
 
 }  // namespace landscapex::program::cuda

@@ -39,8 +39,7 @@ struct DeviceCall {
   const float* per_point;           // [points][floats]
   const double* coordinates;        // [points][K]
   void* workspace;                  // as much as `workspace_bytes` says, of a prepared one
-  double* totals;                   // [groups][all_points][terms]: added to
-  int64_t first, all_points;        // the points of this call among all
+  double* totals;                   // [groups][most_points][terms]: added to
   float* values;                    // null, or the outputs [tiles][points][elements][lanes]
 };
 
@@ -64,13 +63,12 @@ class DeviceProgram {
   bool in_blocks() const { return in_blocks_; }
   int64_t workspace_bytes(int64_t tiles, int64_t points) const;
   int64_t num_terms() const { return description_.num_terms; }
-  int64_t lanes() const { return lanes_; }
   int64_t output_elements() const { return output_elements_; }
-  // Elements of an input buffer; 0 for others.
-  int64_t input_elements(size_t id) const;
 
   // Writes what no step writes, for all that fits a workspace; once.
   void prepare(const DeviceCall& call, cudaStream_t stream) const;
+  // Weights of all points, for all tiles; once for each chunk of points.
+  void form_weights(const DeviceCall& call, cudaStream_t stream) const;
   // Products that serve all points; once for each chunk of tiles.
   void share(const DeviceCall& call, cudaStream_t stream) const;
   // Adds the sums of all cells to the totals.
@@ -87,6 +85,8 @@ class DeviceProgram {
     int64_t begin;  // bytes, in a row of planes of its kind of weights
     int64_t bytes() const { return layout.elements() * layout.element_bytes(); }  // of a plane
   };
+  Places nowhere() const;
+  std::vector<StepArgs> steps_of(Sets sets, const Places& places) const;
   void choose_planes();
   bool fits_blocks() const;
   PlanesRef planes_of(const Workspace& w, const Rounded& r) const;

@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads)
                 of_tile = args.points * args.num_terms;
   if (i >= of_tile) return;
   for (int64_t t = 0; t < args.tiles; ++t)
-    args.totals[(args.owner[t] * args.all_points + args.first) * args.num_terms + i] +=
+    args.totals[args.owner[t] * args.most_points * args.num_terms + i] +=
         args.terms[t * of_tile + i];
 }
 

@@ -55,13 +55,13 @@ struct CopyArgs {
 cudaError_t copy(const CopyArgs& args, const Cells& cells, cudaStream_t stream);
 
 // Adds the sums of the tiles of a chunk, in their order, to those of the groups that own them:
-// totals[owner[t]][first + g][term] += terms[t][g][term].
+// totals[owner[t]][g][term] += terms[t][g][term].
 struct CollectArgs {
   const double* terms;   // [tiles][points][num_terms]
   const int64_t* owner;  // [tiles]
   int64_t tiles, points, num_terms;
-  double* totals;  // [groups][all_points][num_terms]
-  int64_t first, all_points;
+  double* totals;  // [groups][most_points][num_terms]
+  int64_t most_points;
 };
 cudaError_t collect(const CollectArgs& args, cudaStream_t stream);
 

@@ -23,7 +23,6 @@ from landscapex.engine.cuda_graph import Graph, graphs_on
 from landscapex.engine.packing import Tiles
 from landscapex.engine.program import Program
 
-MATH = ("fp32", "tf32", "bf16x3", "bf16")
 _TENSOR_CORES = (8, 0)  # compute capability that has those of bf16 and TF32
 _LANES = (128, 64, 32, 16)  # of a tile
 _LIGHT_WEIGHTS = 1 << 15  # `kWeightsOfBlock` of csrc/program/device_program.cpp
@@ -260,14 +259,14 @@ class DeviceRunner:
                 "coordinates": space.coordinates.data_ptr(),
                 "workspace": space.memory.data_ptr(),
                 "totals": space.totals.data_ptr(),
-                "first": 0,
-                "all_points": space.points,
                 "values": 0 if values is None else values.data_ptr(),
             }
             stream = self._about.stream
             if not space.prepared:
                 native.prepare(stream, **call)
                 space.prepared = True
+            if first == 0:
+                native.form_weights(stream, **call)
             native.share(stream, **call)
             native.run(stream, **call)
 

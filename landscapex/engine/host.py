@@ -42,16 +42,7 @@ class HostBackend:
         return f"bf16: {bf16_kernel()}" if math == "bf16" else None
 
     def program(self, program: Program, lanes: int, math: str) -> Any:
-        """The native program for tiles of so many lanes.
-
-        Args:
-            program: Any.
-            lanes: A multiple of 16.
-            math: ``"fp32"`` or ``"bf16"``.
-
-        Returns:
-            A ``landscapex._program.Program``.
-        """
+        """A ``landscapex._program.Program``; see `Backend.program`."""
         return native_module().Program(lanes, program, bf16=math == "bf16")
 
     def lanes(self, made: Any, program: Program, samples: int, num_sets: int, math: str) -> int:
@@ -87,18 +78,7 @@ class HostBackend:
         sets: Sequence[np.ndarray | None],
         num_sets: int,
     ) -> HostRunner:
-        """A program with its data and weights.
-
-        Args:
-            made: What `program` returned.
-            program: What it was made of.
-            tiles: The samples.
-            sets: By weight: ``[1 or K + 1, size]``, None for those that come with the points.
-            num_sets: K + 1.
-
-        Returns:
-            Ready to run.
-        """
+        """A program with its data and weights; see `Backend.runner`."""
         sizes = [w.size for w in program.weights]
         return HostRunner(made, sizes, tiles, sets, num_sets)
 
@@ -137,16 +117,7 @@ class HostRunner:
     def run(
         self, points: np.ndarray, rows: Mapping[int, np.ndarray], *, with_values: bool = False
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Evaluate grid points.
-
-        Args:
-            points: ``[G, K]`` float64.
-            rows: Weights that come with the points, by number: ``[G, size]``.
-            with_values: Whether the outputs are wanted.
-
-        Returns:
-            Sums ``[groups, G, terms]``, and ``[tiles, G, entries, lanes]`` or None.
-        """
+        """Evaluate grid points; see `Runner.run`."""
         weights = [(rows[i], True) if a is None else (a, False) for i, a in enumerate(self._sets)]
         tiles = self._tiles
         found = self._made.run(
