@@ -44,7 +44,8 @@ class Objective:
         weight_decay: Adds ``weight_decay / 2 * ||theta||^2`` over these parameters to the loss.
         bn: Batch norm: ``"eval"`` (running statistics as they are), ``"recompute"`` (anew at each
             point, from the data), ``"batch"`` (each batch by itself).
-        precision: ``"model"`` (the dtype of the parameters), ``"fp32"``, ``"tf32"``, ``"bf16"``.
+        precision: ``"model"`` (the dtype of the parameters), ``"fp32"`` or ``"bf16"``; on CUDA
+            devices also ``"tf32"``, and ``"bf16x3"``, which the eager engine runs in float32.
         datasets: Further data by name: ``{"test": loader}`` adds ``test_loss`` and its metrics.
         metrics: ``"accuracy"``, ``"error"``, ``"top5"``, or ``{name: f(output, batch)}`` that
             returns per-sample values or (sum, count).

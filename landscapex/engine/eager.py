@@ -67,7 +67,8 @@ class EagerEngine:
             ``{name}_loss`` and so on.
         bn: ``"eval"`` uses running statistics as they are, ``"recompute"`` computes them anew at
             each point from the first data set, ``"batch"`` normalises by each batch.
-        precision: ``"model"``, ``"fp32"``, ``"tf32"`` or ``"bf16"`` (autocast).
+        precision: ``"model"``, ``"fp32"``, ``"tf32"``, ``"bf16x3"`` (here as fp32) or ``"bf16"``
+            (autocast).
         weight_decay: Adds ``weight_decay / 2 * ||theta||^2`` over the chosen parameters to
             ``loss``.
         common_seed: Seed the global generators alike before each point.
