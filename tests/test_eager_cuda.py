@@ -370,9 +370,10 @@ def test_models_of_several_threads_are_recorded_one_after_the_other(place, monke
         inside.pop()
 
     monkeypatch.setattr(graphs.Recording, "_record", watched)
+    own = {name: Own(place, name) for name in expected}  # here: they draw from torch's one generator
 
     def run(name):
-        found[name] = Own(place, name).losses()
+        found[name] = own[name].losses()
 
     threads = [threading.Thread(target=run, args=(name,)) for name in expected]
     for thread in threads:
