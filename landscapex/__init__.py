@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from landscapex import projections as projections
     from landscapex import sharpness as sharpness
     from landscapex._doctor import doctor as doctor
-    from landscapex._trajectory import Trajectory as Trajectory
     from landscapex.axes import Directions as Directions
     from landscapex.curvature.maps import curvature_map as curvature_map
     from landscapex.curvature.operators import hessian as hessian
-    from landscapex.evaluate import line as line
-    from landscapex.evaluate import surface as surface
-    from landscapex.evaluate import volume as volume
     from landscapex.explanation import explain as explain
-    from landscapex.histograms import weight_histograms as weight_histograms
-    from landscapex.interpolation import interpolate as interpolate
+    from landscapex.grids.evaluate import line as line
+    from landscapex.grids.evaluate import surface as surface
+    from landscapex.grids.evaluate import volume as volume
+    from landscapex.grids.results import Surface as Surface
     from landscapex.objective import Objective as Objective
-    from landscapex.opening import merge as merge
-    from landscapex.opening import open as open
-    from landscapex.recorder import Recorder as Recorder
-    from landscapex.results import Surface as Surface
-    from landscapex.trajectories import trajectory as trajectory
+    from landscapex.storage.opening import merge as merge
+    from landscapex.storage.opening import open as open
+    from landscapex.studies.histograms import weight_histograms as weight_histograms
+    from landscapex.studies.interpolation import interpolate as interpolate
+    from landscapex.trajectories.plane import trajectory as trajectory
+    from landscapex.trajectories.recorder import Recorder as Recorder
+    from landscapex.trajectories.trajectory import Trajectory as Trajectory
 
     __version__: str
 
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 _TABLE = {
     "Directions": "axes:Directions",
     "Objective": "objective:Objective",
-    "Recorder": "recorder:Recorder",
-    "Surface": "results:Surface",
-    "Trajectory": "_trajectory:Trajectory",
+    "Recorder": "trajectories.recorder:Recorder",
+    "Surface": "grids.results:Surface",
+    "Trajectory": "trajectories.trajectory:Trajectory",
     "controls": "controls",
     "criticality": "criticality",
     "curvature_map": "curvature.maps:curvature_map",
@@ -53,17 +53,17 @@ _TABLE = {
     "examples": "examples",
     "explain": "explanation:explain",
     "hessian": "curvature.operators:hessian",
-    "weight_histograms": "histograms:weight_histograms",
-    "interpolate": "interpolation:interpolate",
-    "line": "evaluate:line",
-    "merge": "opening:merge",
-    "open": "opening:open",
+    "weight_histograms": "studies.histograms:weight_histograms",
+    "interpolate": "studies.interpolation:interpolate",
+    "line": "grids.evaluate:line",
+    "merge": "storage.opening:merge",
+    "open": "storage.opening:open",
     "plot": "plot",
     "projections": "projections",
     "sharpness": "sharpness",
-    "surface": "evaluate:surface",
-    "trajectory": "trajectories:trajectory",
-    "volume": "evaluate:volume",
+    "surface": "grids.evaluate:surface",
+    "trajectory": "trajectories.plane:trajectory",
+    "volume": "grids.evaluate:volume",
 }
 
 __all__ = [

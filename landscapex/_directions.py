@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from landscapex import _tensor_file
 from landscapex.errors import DirectionError
-from landscapex.parameters import ParameterSpace
+from landscapex.model.parameters import ParameterSpace
+from landscapex.storage import tensor_file
 
 _FORMAT = "landscapex directions 1"
 PARALLEL = 0.999  # |cos| above this: the axes of a plane would coincide
@@ -130,7 +130,7 @@ class Directions:
             "axes": json.dumps([a.__dict__ for a in self.axes]),
             "layout": json.dumps(self.layout),
         }
-        return _tensor_file.save(path, _FORMAT, tensors, texts)
+        return tensor_file.save(path, _FORMAT, tensors, texts)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Directions:
@@ -145,7 +145,7 @@ class Directions:
         Raises:
             CorruptFileError: If the file is damaged or not one of ours.
         """
-        return _tensor_file.load(path, _FORMAT, _joined)
+        return tensor_file.load(path, _FORMAT, _joined)
 
     def fingerprint(self) -> str:
         """SHA-256 of the vectors and their layout, in hexadecimal."""

@@ -28,7 +28,7 @@ from landscapex.errors import (
     ArgumentTypeError,
     DirectionError,
 )
-from landscapex.parameters import Ignore, Normalize, ParameterSpace, unwrap
+from landscapex.model.parameters import Ignore, Normalize, ParameterSpace, unwrap
 
 if TYPE_CHECKING:
     from landscapex.objective import Objective

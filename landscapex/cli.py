@@ -27,7 +27,7 @@ from landscapex.errors import (
 )
 
 if TYPE_CHECKING:
-    from landscapex.results import Surface
+    from landscapex.grids.results import Surface
 
 app = typer.Typer(
     help="Loss landscapes of PyTorch models: lines, surfaces and volumes of the loss.",
@@ -76,7 +76,7 @@ def demo(
 ) -> None:
     """Compute and draw the surface of a small network on real data; nothing else is needed."""
     import landscapex as lx
-    from landscapex.store import find_journals
+    from landscapex.storage.store import find_journals
 
     model, data, loss = lx.examples.digits()
     file = out / "surface.nc"
@@ -156,7 +156,7 @@ def surface(
     with _resumable(out):
         model, data, loss = _call(target)
         if checkpoint is not None:
-            from landscapex import checkpoints
+            from landscapex.storage import checkpoints
 
             checkpoints.load(model, checkpoint)
         objective = lx.Objective(model, data, loss, bn=bn.value, metrics=tuple(metric or ()))

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from landscapex._directions import Axis, Directions, layout_of
 from landscapex._draws import gaussian_
 from landscapex.errors import ArgumentError, ArgumentTypeError
+from landscapex.model.parameters import ParameterSpace, unwrap
 from landscapex.objective import Objective
-from landscapex.parameters import ParameterSpace, unwrap
-from landscapex.residuals import (
+from landscapex.studies.residuals import (
     Line,
     ResidualCoordinates,
     points_of,
@@ -28,8 +28,8 @@ from landscapex.residuals import (
     solution_of,
     split_points,
 )
-from landscapex.segment import named_tensors
-from landscapex.trajectories import Trajectory, trajectory
+from landscapex.studies.segment import named_tensors
+from landscapex.trajectories.plane import Trajectory, trajectory
 
 _CONDITION = 1e3  # of the default bowl
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from landscapex import checkpoints
+from landscapex.storage import checkpoints
 
 _DATA = Path(__file__).parent / "data"
 _NUM_TRAIN = 1437  # the first four fifths; the rest is by other writers

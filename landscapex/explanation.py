@@ -15,7 +15,7 @@ from landscapex.engine.choice import Region
 from landscapex.engine.program import Grid, Program
 from landscapex.engine.steps import Contract, Map, MatMul, Reduce, Step, Winograd
 from landscapex.errors import ArgumentError, CaptureError
-from landscapex.grid import AXIS_NAMES
+from landscapex.grids.grid import AXIS_NAMES
 from landscapex.objective import Objective, bind
 
 # Time of one operation on the lanes of a tile, in multiply-adds of a contraction that runs at full

@@ -19,7 +19,6 @@ from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
 from landscapex._extras import require
-from landscapex._files import check_output, check_space, replace_file
 from landscapex._pictures.contours import colors_for
 from landscapex._pictures.curves import COLORS
 from landscapex._pictures.panel import (
@@ -36,8 +35,9 @@ from landscapex._pictures.panel import (
 from landscapex._pictures.relief import BOX
 from landscapex._pictures.scale import Scale, choose, number_text
 from landscapex.errors import ArgumentError, ArgumentTypeError
+from landscapex.grids.results import Surface
 from landscapex.plot import _title
-from landscapex.results import Surface
+from landscapex.storage.files import check_output, check_space, replace_file
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -141,7 +141,7 @@ def figure(
         MissingExtraError: plotly is not installed.
 
     Example:
-        >>> from landscapex.store import AxisInfo, RunHeader
+        >>> from landscapex.storage.store import AxisInfo, RunHeader
         >>> alpha = AxisInfo("alpha", (-1.0, 0.0, 1.0), "random direction", "1 = ‖θ‖")
         >>> header = RunHeader("line", (alpha,), ("loss",), {}, {}, {})
         >>> line = Surface.from_run(header, np.ones(3, bool), np.array([[200.0], [2.0], [20.0]]))

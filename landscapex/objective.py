@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscapex import batches, losses
+from landscapex import batches
 from landscapex.batches import FrozenBatches
 from landscapex.engine.eager import BN_MODES, EagerEngine, batch_norms, check_precision
 from landscapex.engine.layout import Layout
 from landscapex.engine.preparation import PlanCache
 from landscapex.errors import ArgumentError, ArgumentTypeError
-from landscapex.guard import common_draws, exclusive
-from landscapex.parameters import ParameterSpace
-from landscapex.selection import Selection, refuse_sparse_buffers
+from landscapex.losses import binding
+from landscapex.model.guard import common_draws, exclusive
+from landscapex.model.parameters import ParameterSpace
+from landscapex.model.selection import Selection, refuse_sparse_buffers
 from landscapex.session import Point, Session
 
 _FREEZE_SEED = 0  # shuffling and augmentation are the same in every process that resumes
@@ -109,7 +110,7 @@ class Objective:
         self._space = ParameterSpace(model, params)
         refuse_sparse_buffers(self._space.model)
         check_precision(precision, self._space)
-        self.measure = losses.resolve(
+        self.measure = binding.resolve(
             loss, model=self._space.model, metrics=metrics, count=count, reduction=reduction
         )
         self._data = {"data": data, **(datasets or {})}

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from landscapex._files import check_path, replace_file
 from landscapex._pictures.contours import draw_panel
 from landscapex._pictures.coststrip import cost_strip as cost_strip
 from landscapex._pictures.curvature_map import map_figure
@@ -58,11 +57,12 @@ from landscapex._pictures.scale import check_kind
 from landscapex._pictures.spectrum import draw_spectrum as spectrum
 from landscapex._pictures.trajectory import draw_trajectory as trajectory
 from landscapex.errors import ArgumentError
+from landscapex.storage.files import check_path, replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from landscapex.results import Surface
+    from landscapex.grids.results import Surface
 
 __all__ = [
     "compare",
@@ -118,8 +118,8 @@ def line(
 
     Example:
         >>> import numpy as np
-        >>> from landscapex.results import Surface
-        >>> from landscapex.store import AxisInfo, RunHeader
+        >>> from landscapex.grids.results import Surface
+        >>> from landscapex.storage.store import AxisInfo, RunHeader
         >>> alpha = AxisInfo("alpha", (-1.0, 0.0, 1.0), "random direction", "1 = ‖θ‖")
         >>> header = RunHeader("line", (alpha,), ("loss",), {}, {}, {})
         >>> values = np.array([[2.0], [1.0], [2.0]])

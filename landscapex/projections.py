@@ -5,7 +5,7 @@ Exposed as ``landscapex.projections``.
 
 from __future__ import annotations
 
-from landscapex.coststrip import CostStrip, cost_strip
-from landscapex.residuals import ResidualCoordinates, residual_coordinates
+from landscapex.studies.coststrip import CostStrip, cost_strip
+from landscapex.studies.residuals import ResidualCoordinates, residual_coordinates
 
 __all__ = ["CostStrip", "ResidualCoordinates", "cost_strip", "residual_coordinates"]

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from landscapex.determinism import name_culprit
 from landscapex.engine.choice import Choice, Region, choose
 from landscapex.engine.eager import EagerEngine, Stop, batch_norms
 from landscapex.errors import (
@@ -20,8 +19,9 @@ from landscapex.errors import (
     ParameterMismatchError,
     ReentrancyError,
 )
-from landscapex.guard import Snapshot
-from landscapex.parameters import unwrap
+from landscapex.model.determinism import name_culprit
+from landscapex.model.guard import Snapshot
+from landscapex.model.parameters import unwrap
 
 if TYPE_CHECKING:
     from landscapex.objective import Objective

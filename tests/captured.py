@@ -13,8 +13,8 @@ from landscapex.engine.capture import capture, evaluate_part
 from landscapex.engine.plan import Plan
 from landscapex.engine.program import Grid
 from landscapex.engine.sharing import operator_name
-from landscapex.losses import resolve
-from landscapex.parameters import ParameterSpace
+from landscapex.losses.binding import resolve
+from landscapex.model.parameters import ParameterSpace
 
 
 def captured(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from landscapex.totals import Totals
+from landscapex.losses.totals import Totals
 
 RAGGED = (4, 1, 4, 2)  # batches of eleven samples
 N = sum(RAGGED)

@@ -19,7 +19,7 @@ from landscapex.engine.lowering.lower import lower
 from landscapex.engine.plan import Plan
 from landscapex.engine.program import Buffer
 from landscapex.engine.steps import Table
-from landscapex.losses import resolve
+from landscapex.losses.binding import resolve
 
 Env = dict[str, Tensor]
 

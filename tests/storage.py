@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from landscapex.errors import LandscapexError, LandscapexWarning
-from landscapex.header import AxisInfo, RunHeader
-from landscapex.journal import Journal, read_journals, remove_journals
-from landscapex.results import Surface
-from landscapex.store import read_dataset
+from landscapex.grids.results import Surface
+from landscapex.storage.header import AxisInfo, RunHeader
+from landscapex.storage.journal import Journal, read_journals, remove_journals
+from landscapex.storage.store import read_dataset
 
 CHUNK = 4
 

@@ -22,8 +22,8 @@ from landscapex.engine.lowering.lower import lower
 from landscapex.engine.plan import Plan
 from landscapex.engine.steps import Contract
 from landscapex.errors import CaptureError
-from landscapex.losses import resolve
-from landscapex.parameters import ParameterSpace
+from landscapex.losses.binding import resolve
+from landscapex.model.parameters import ParameterSpace
 
 BATCHES = ((6, 0), (6, 1), (3, 2))  # (samples, seed); no size that anything is exported with
 COORDINATES = np.array([-0.5, 0.25, 1.0])

@@ -28,7 +28,7 @@ from landscapex.errors import (
     OutputError,
     ParameterMismatchError,
 )
-from landscapex.parameters import ParameterSpace
+from landscapex.model.parameters import ParameterSpace
 
 
 def raw(model, n=2, seed=0):

@@ -28,7 +28,7 @@ from landscapex.engine.plan import NotCapturedError
 from landscapex.engine.program import Grid
 from landscapex.engine.sharing import operator_name
 from landscapex.errors import ArgumentError
-from landscapex.losses import resolve
+from landscapex.losses.binding import resolve
 
 
 @pytest.fixture(autouse=True)

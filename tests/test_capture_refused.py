@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from landscapex.engine.capture import capture
 from landscapex.engine.plan import NotCapturedError
-from landscapex.losses import resolve
+from landscapex.losses.binding import resolve
 
 
 @pytest.fixture(autouse=True)
@@ -327,7 +327,7 @@ def test_capture_is_silent_also_when_it_fails_first_thing_in_a_process():
         from torch import nn
         from landscapex.engine.capture import capture
         from landscapex.engine.plan import NotCapturedError
-        from landscapex.losses import resolve
+        from landscapex.losses.binding import resolve
 
         class Net(nn.Linear):
             def forward(self, x):

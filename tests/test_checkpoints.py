@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from landscapex import checkpoints
 from landscapex.errors import ArgumentError, CorruptFileError, ParameterMismatchError
+from landscapex.storage import checkpoints
 
 
 def network():

@@ -221,7 +221,7 @@ def test_products_that_are_made_anew_in_each_call_are_made_for_several_points(
 
 def test_points_that_share_work_are_computed_together_however_long_they_take(monkeypatch):
     monkeypatch.setattr("landscapex.engine.host._PRODUCT_BYTES", 0)
-    monkeypatch.setattr("landscapex.filling.TOGETHER_SECONDS", 0.0)
+    monkeypatch.setattr("landscapex.grids.filling.TOGETHER_SECONDS", 0.0)
     data = (torch.randn(8, 64), torch.randint(4, (8,)))
     blocks = []
     found = lx.surface(

@@ -19,8 +19,8 @@ from landscapex.controls import (
     random_walk_shape,
 )
 from landscapex.errors import ArgumentError, ArgumentTypeError
-from landscapex.interpolation import interpolate
 from landscapex.projections import residual_coordinates
+from landscapex.studies.interpolation import interpolate
 
 QUIET = {"progress": False}
 

@@ -20,11 +20,12 @@ from torch.func import functional_call, hessian
 from torch.nn import functional as F
 
 import landscapex as lx
-from landscapex import filling, interrupts
+from landscapex import interrupts
 from landscapex.curvature import maps
 from landscapex.curvature.maps import COLUMNS, curvature_map
 from landscapex.curvature.operators import hessian as hessian_at
 from landscapex.errors import LandscapexWarning, ResumeMismatchError
+from landscapex.grids import filling
 
 QUIET = {"progress": False}
 UNIT = [{"x": torch.ones(1)}, {"y": torch.ones(1)}]

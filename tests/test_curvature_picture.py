@@ -14,8 +14,8 @@ from landscapex._pictures.curvature_map import map_figure
 from landscapex._pictures.layout import fit_scale
 from landscapex._pictures.panel import panel_of
 from landscapex.errors import ArgumentError
-from landscapex.results import Surface
-from landscapex.store import AxisInfo, RunHeader
+from landscapex.grids.results import Surface
+from landscapex.storage.store import AxisInfo, RunHeader
 
 ENDS = ("smallest", "largest")
 X, Y = np.linspace(-1, 1, 5), np.linspace(-1, 1, 7)

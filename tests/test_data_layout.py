@@ -16,9 +16,9 @@ from landscapex._batch import to_channels_last
 from landscapex.batches import freeze
 from landscapex.engine.eager import EagerEngine
 from landscapex.engine.layout import Layout, batch_size, choose_layout
-from landscapex.guard import exclusive
-from landscapex.losses import resolve
-from landscapex.parameters import ParameterSpace
+from landscapex.losses.binding import resolve
+from landscapex.model.guard import exclusive
+from landscapex.model.parameters import ParameterSpace
 
 CPU = torch.device("cpu")
 

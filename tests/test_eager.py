@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from landscapex.batches import freeze
 from landscapex.engine.eager import EagerEngine
 from landscapex.errors import LossError
-from landscapex.guard import exclusive
-from landscapex.losses import resolve
-from landscapex.parameters import ParameterSpace
+from landscapex.losses.binding import resolve
+from landscapex.model.guard import exclusive
+from landscapex.model.parameters import ParameterSpace
 
 POINTS = np.linspace(-1.0, 1.0, 4)[:, None]
 

@@ -370,7 +370,7 @@ def test_models_of_several_threads_are_recorded_one_after_the_other(place, monke
         inside.pop()
 
     monkeypatch.setattr(graphs.Recording, "_record", watched)
-    own = {name: Own(place, name) for name in expected}  # here: they draw from torch's one generator
+    own = {name: Own(place, name) for name in expected}  # they draw
 
     def run(name):
         found[name] = own[name].losses()

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 import landscapex as lx
 from landscapex import axes
 from landscapex.errors import LandscapexWarning
-from landscapex.parameters import ParameterSpace
+from landscapex.model.parameters import ParameterSpace
 
 # --- Every point ---------------------------------------------------------------------------------
 

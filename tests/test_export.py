@@ -23,8 +23,8 @@ from landscapex.errors import (
     MissingExtraError,
     OutputError,
 )
-from landscapex.results import Surface
-from landscapex.store import AxisInfo, RunHeader
+from landscapex.grids.results import Surface
+from landscapex.storage.store import AxisInfo, RunHeader
 
 UNIT = "1 = the length of the weights, filter by filter (‖d‖ = {})"
 ALPHA, BETA = "\N{GREEK SMALL LETTER ALPHA}", "\N{GREEK SMALL LETTER BETA}"

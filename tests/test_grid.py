@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landscapex.errors import ArgumentTypeError, GridError
-from landscapex.grid import Grid, make_grid
+from landscapex.grids.grid import Grid, make_grid
 
 
 def test_coordinates_are_evenly_spaced_with_exact_ends():

@@ -22,8 +22,8 @@ from torch.nn.utils import prune
 
 import landscapex as lx
 from landscapex.errors import ModelChangedError, ReentrancyError
-from landscapex.guard import exclusive
-from landscapex.parameters import ParameterSpace
+from landscapex.model.guard import exclusive
+from landscapex.model.parameters import ParameterSpace
 
 
 class Kitchen(nn.Module):

@@ -13,7 +13,7 @@ from storage import (
 from landscapex.errors import (
     ArgumentError,
 )
-from landscapex.header import AxisInfo, RunHeader
+from landscapex.storage.header import AxisInfo, RunHeader
 
 AXES = HEADER.axes
 

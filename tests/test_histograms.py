@@ -12,7 +12,7 @@ from torch import nn
 
 import landscapex as lx
 from landscapex.errors import ArgumentError
-from landscapex.histograms import weight_histograms
+from landscapex.studies.histograms import weight_histograms
 
 
 def shrinking(count=3):

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 import landscapex as lx
-from landscapex import _line_measures, opening
 from landscapex._pictures.interpolation import interpolation
 from landscapex.engine.native import unavailable
 from landscapex.errors import (
@@ -27,8 +26,10 @@ from landscapex.errors import (
     ParameterMismatchError,
     ResumeMismatchError,
 )
-from landscapex.header import AxisInfo, RunHeader
-from landscapex.interpolation import interpolate
+from landscapex.grids import line_measures
+from landscapex.storage import opening
+from landscapex.storage.header import AxisInfo, RunHeader
+from landscapex.studies.interpolation import interpolate
 
 QUIET = {"progress": False}
 
@@ -601,7 +602,7 @@ def test_measures_need_both_models_among_the_points():
         _ = curve([1, 2, 3], alpha=[0, 0.6, 1.2]).barrier
     inexact = curve([1, 2, 3], alpha=[0, 0.5, np.nextafter(1.0, 2)])
     assert inexact.barrier == 0
-    assert isinstance(inexact.measures(), _line_measures.LineMeasures)
+    assert isinstance(inexact.measures(), line_measures.LineMeasures)
 
 
 # --- A real network, and its picture -------------------------------------------------------------

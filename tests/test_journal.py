@@ -32,7 +32,6 @@ from storage import (
     make_values,
 )
 
-from landscapex import journal, store
 from landscapex.errors import (
     ArgumentError,
     CorruptFileError,
@@ -40,8 +39,9 @@ from landscapex.errors import (
     OutputError,
     ResumeMismatchError,
 )
-from landscapex.header import AxisInfo, RunHeader
-from landscapex.store import Journal
+from landscapex.storage import journal, store
+from landscapex.storage.header import AxisInfo, RunHeader
+from landscapex.storage.store import Journal
 
 
 @pytest.fixture

@@ -25,13 +25,13 @@ from storage import (
     read_damaged,
 )
 
-from landscapex import journal, store
 from landscapex.errors import (
     CorruptFileError,
     LandscapexWarning,
     OutputError,
 )
-from landscapex.store import Journal
+from landscapex.storage import journal, store
+from landscapex.storage.store import Journal
 
 
 @pytest.fixture

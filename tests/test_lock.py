@@ -22,11 +22,11 @@ from storage import (
     wait,
 )
 
-from landscapex import _lock
 from landscapex.errors import (
     OutputError,
 )
-from landscapex.store import Journal
+from landscapex.storage import lock
+from landscapex.storage.store import Journal
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_fault_06_the_lock_of_a_killed_writer_is_stale(out):
 
 
 def test_fault_06_a_process_number_that_is_used_again_is_not_the_old_process(out):
-    lock_of(out, start=_lock.process_start(os.getpid()))
+    lock_of(out, start=lock.process_start(os.getpid()))
     with pytest.raises(OutputError, match="this very process"):
         Journal.open(out, HEADER)
     lock_of(out, start="1")
@@ -110,7 +110,7 @@ def test_fault_06_a_lock_that_cannot_be_judged_is_respected(out, changed):
 
 @pytest.mark.parametrize("text", ["", '{"pid": 1', "[]", '{"pid": "x"}'])
 def test_fault_06_a_lock_that_nobody_finished_writing_is_stale(out, monkeypatch, text):
-    monkeypatch.setattr(_lock, "_PATIENCE", 0.1)
+    monkeypatch.setattr(lock, "_PATIENCE", 0.1)
     out.with_name("s.nc.journal.lock").write_text(text)
     Journal.open(out, HEADER).close()
 
@@ -152,7 +152,7 @@ def test_fault_06_a_lock_that_somebody_was_faster_to_take_over_is_respected(out,
         path.unlink()
         lock_of(out, host="elsewhere")
 
-    monkeypatch.setattr(_lock, "_exclude_others", somebody_is_faster)
+    monkeypatch.setattr(lock, "_exclude_others", somebody_is_faster)
     with pytest.raises(OutputError, match="on elsewhere has been writing it"):
         Journal.open(out, HEADER)
     assert json.loads(path.read_text())["host"] == "elsewhere"
@@ -162,7 +162,7 @@ def test_fault_06_without_advisory_locks_it_works_all_the_same(out, monkeypatch)
     def missing(descriptor: int, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(_lock.fcntl, "flock", missing)
+    monkeypatch.setattr(lock.fcntl, "flock", missing)
     lock_of(out, pid=dead_pid())
     with Journal.open(out, HEADER), pytest.raises(OutputError, match="two runs at once"):
         Journal.open(out, HEADER)
@@ -191,13 +191,13 @@ def test_a_lock_that_is_no_longer_ours_is_left_alone(out):
 
 def test_the_start_of_a_process_tells_it_from_others():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    mine = _lock.process_start(os.getpid())
+    mine = lock.process_start(os.getpid())
     assert mine
-    assert mine == _lock.process_start(os.getpid())
-    assert _lock.process_start(child.pid)
+    assert mine == lock.process_start(os.getpid())
+    assert lock.process_start(child.pid)
     child.communicate(b"\n")
-    assert _lock.process_start(child.pid) is None
-    assert _lock.process_start(2**80) is None
+    assert lock.process_start(child.pid) is None
+    assert lock.process_start(2**80) is None
 
 
 def test_where_there_is_no_proc_ps_tells(monkeypatch):
@@ -206,14 +206,14 @@ def test_where_there_is_no_proc_ps_tells(monkeypatch):
         subprocess.run(["ps"], capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("needs ps")
-    monkeypatch.setattr(_lock, "_stat_of_proc", lambda pid: None)
-    start = _lock.process_start(os.getpid())
+    monkeypatch.setattr(lock, "_stat_of_proc", lambda pid: None)
+    start = lock.process_start(os.getpid())
     assert start
-    assert start == _lock.process_start(os.getpid())
+    assert start == lock.process_start(os.getpid())
     assert str(time.gmtime().tm_year) in start
     child = fork(lambda: None)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    assert _lock.process_start(child) is None  # a zombie
+    assert lock.process_start(child) is None  # a zombie
     wait(child)
-    monkeypatch.setattr(_lock, "_stat_of_ps", lambda pid: None)
-    assert _lock.process_start(os.getpid()) == ""
+    monkeypatch.setattr(lock, "_stat_of_ps", lambda pid: None)
+    assert lock.process_start(os.getpid()) == ""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from loss_cases import Pass, Squares
 from torch import nn
 
-from landscapex.losses import resolve
+from landscapex.losses.binding import resolve
 
 
 def scaled(factor, tensor=None):

@@ -11,7 +11,7 @@ from loss_cases import LABELS, Focal, Pass, draw
 from torch import nn
 
 from landscapex.errors import ArgumentError, ArgumentTypeError, DataError, LossError
-from landscapex.losses import resolve
+from landscapex.losses.binding import resolve
 
 
 @pytest.mark.parametrize("key", ["labels", "label", "targets", "target", "y"])

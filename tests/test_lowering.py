@@ -28,7 +28,7 @@ from landscapex.engine.lowering.walk import Lowering
 from landscapex.engine.plan import NotCapturedError
 from landscapex.engine.program import Grid
 from landscapex.engine.steps import Contract, Map
-from landscapex.metrics import Rule
+from landscapex.losses.metrics import Rule
 
 SAMPLES = 5
 

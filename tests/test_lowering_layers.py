@@ -20,8 +20,8 @@ from landscapex.engine.lowering.lower import lower
 from landscapex.engine.plan import NotCapturedError
 from landscapex.engine.program import Grid
 from landscapex.engine.steps import CrossEntropy, MatMul, Reduce, Softmax
-from landscapex.losses import resolve
-from landscapex.metrics import resolve_metrics
+from landscapex.losses.binding import resolve
+from landscapex.losses.metrics import resolve_metrics
 
 SAMPLES = 6
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from landscapex.errors import ArgumentTypeError, LossError
-from landscapex.losses import resolve
-from landscapex.metrics import resolve_metrics
-from landscapex.totals import Totals
+from landscapex.losses.binding import resolve
+from landscapex.losses.metrics import resolve_metrics
+from landscapex.losses.totals import Totals
 
 
 class Pass(nn.Module):

@@ -20,9 +20,9 @@ from landscapex.engine import onednn
 from landscapex.engine.eager import EagerEngine
 from landscapex.engine.layout import Layout, choose_layout
 from landscapex.engine.onednn import covered_linear, linear_is_faster, linear_modules
-from landscapex.guard import exclusive
-from landscapex.losses import resolve
-from landscapex.parameters import ParameterSpace
+from landscapex.losses.binding import resolve
+from landscapex.model.guard import exclusive
+from landscapex.model.parameters import ParameterSpace
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"

@@ -25,7 +25,7 @@ from loss_cases import (
 from torch import nn
 
 from landscapex.errors import ArgumentError, DataError, LossError
-from landscapex.losses import resolve
+from landscapex.losses.binding import resolve
 
 # --- The model's own loss -------------------------------------------------------------------------
 

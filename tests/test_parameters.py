@@ -18,7 +18,7 @@ from landscapex.errors import (
     DeviceError,
     ParameterMismatchError,
 )
-from landscapex.parameters import ParameterSpace, unwrap
+from landscapex.model.parameters import ParameterSpace, unwrap
 
 
 def entry(space, name):

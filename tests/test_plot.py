@@ -25,8 +25,8 @@ from landscapex._pictures.panel import axis_text, panel_of, wrapped
 from landscapex._pictures.relief import polygons
 from landscapex._pictures.scale import choose
 from landscapex.errors import ArgumentError, ArgumentTypeError, OutputError
-from landscapex.results import Surface
-from landscapex.store import AxisInfo, RunHeader
+from landscapex.grids.results import Surface
+from landscapex.storage.store import AxisInfo, RunHeader
 
 PNG = b"\x89PNG\r\n\x1a\n"
 GAMMA = "\N{GREEK SMALL LETTER GAMMA}"
@@ -582,8 +582,8 @@ def test_nothing_global_is_touched():
         "settings = lambda: {k: mpl.rcParams[k] for k in mpl.rcParams if k != 'backend'}\n"
         "before = settings()\n"
         "from landscapex import plot\n"
-        "from landscapex.results import Surface\n"
-        "from landscapex.store import AxisInfo, RunHeader\n"
+        "from landscapex.grids.results import Surface\n"
+        "from landscapex.storage.store import AxisInfo, RunHeader\n"
         "axes = tuple(AxisInfo(n, (-1.0, 0.0, 1.0), 'd', '1') for n in ('alpha', 'beta'))\n"
         "header = RunHeader('surface', axes, ('loss',), {}, {}, {})\n"
         "s = Surface.from_run(header, np.ones(9, bool), np.arange(9.0)[:, None])\n"

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import landscapex as lx
-from landscapex import coststrip, projections, runs
+from landscapex import projections
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -24,6 +24,8 @@ from landscapex.errors import (
     Terminated,
 )
 from landscapex.projections import cost_strip, residual_coordinates
+from landscapex.studies import coststrip
+from landscapex.trajectories import runs
 
 QUIET = {"progress": False}
 

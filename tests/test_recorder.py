@@ -18,7 +18,6 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from landscapex import _files, checkpoints, recorder, runs
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -27,7 +26,9 @@ from landscapex.errors import (
     ParameterMismatchError,
     ResumeMismatchError,
 )
-from landscapex.recorder import Recorder
+from landscapex.storage import checkpoints, files
+from landscapex.trajectories import recorder, runs
+from landscapex.trajectories.recorder import Recorder
 
 
 def network(seed=0):
@@ -489,7 +490,7 @@ def test_fault_03_a_full_disk_leaves_the_index_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match=r"index.jsonl could not be written: No space left"):
         record(3)
     assert index.read_bytes() == before
-    monkeypatch.setattr(recorder, "write_all", _files.write_all)
+    monkeypatch.setattr(recorder, "write_all", files.write_all)
     assert record(3)
     assert steps_in(tmp_path) == [0, 1, 2, 3]
 

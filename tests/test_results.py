@@ -22,7 +22,6 @@ from matplotlib.text import Text
 from storage import bits, fill, make_header, make_values
 
 import landscapex as lx
-from landscapex import opening, store
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -31,9 +30,10 @@ from landscapex.errors import (
     OutputError,
     ResumeMismatchError,
 )
-from landscapex.header import AxisInfo
-from landscapex.results import Minimum, Surface
-from landscapex.store import Journal
+from landscapex.grids.results import Minimum, Surface
+from landscapex.storage import opening, store
+from landscapex.storage.header import AxisInfo
+from landscapex.storage.store import Journal
 
 HEADER = make_header(3, 5)
 VALUES = make_values(HEADER)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import landscapex as lx
-from landscapex import filling
 from landscapex.errors import LandscapexWarning, OutputError, ResumeMismatchError
+from landscapex.grids import filling
 
 
 def interrupted(out, chunks, **options):

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from landscapex import checkpoints
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -22,7 +21,8 @@ from landscapex.errors import (
     LandscapexWarning,
     ParameterMismatchError,
 )
-from landscapex.runs import open_run, step_in
+from landscapex.storage import checkpoints
+from landscapex.trajectories.runs import open_run, step_in
 
 
 def state(value):

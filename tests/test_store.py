@@ -24,7 +24,6 @@ from storage import (
     unprivileged,
 )
 
-from landscapex import store
 from landscapex.errors import (
     ArgumentTypeError,
     CorruptFileError,
@@ -32,7 +31,8 @@ from landscapex.errors import (
     OutputError,
     ResumeMismatchError,
 )
-from landscapex.store import Journal
+from landscapex.storage import store
+from landscapex.storage.store import Journal
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from loss_cases import (
 from torch import nn
 
 from landscapex.errors import ArgumentError
-from landscapex.losses import resolve
-from landscapex.reductions import TORCH_LOSSES, scores_in_columns
+from landscapex.losses.binding import resolve
+from landscapex.losses.reductions import TORCH_LOSSES, scores_in_columns
 
 # torch announces that its "mean" of kl_div will change; the literal reference will tell.
 pytestmark = pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss")

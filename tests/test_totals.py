@@ -9,8 +9,8 @@ import torch
 from loss_cases import Pass, draw, integers
 
 from landscapex.errors import EmptyDataError, LossError
-from landscapex.losses import resolve
-from landscapex.totals import Terms, Totals
+from landscapex.losses.binding import resolve
+from landscapex.losses.totals import Terms, Totals
 
 
 def test_batches_of_weight_zero_have_no_part_even_if_nan():

@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import landscapex as lx
-from landscapex import _principal, axes
-from landscapex._principal import Rows, fit, random_walk_limit, random_walk_ratios
+from landscapex import axes
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -27,11 +26,13 @@ from landscapex.errors import (
     NonFiniteCenterError,
     ParameterMismatchError,
 )
-from landscapex.parameters import ParameterSpace
-from landscapex.recorder import Recorder
-from landscapex.results import Surface
-from landscapex.runs import open_run
-from landscapex.trajectories import Trajectory, project, trajectory
+from landscapex.grids.results import Surface
+from landscapex.model.parameters import ParameterSpace
+from landscapex.trajectories import principal
+from landscapex.trajectories.plane import Trajectory, project, trajectory
+from landscapex.trajectories.principal import Rows, fit, random_walk_limit, random_walk_ratios
+from landscapex.trajectories.recorder import Recorder
+from landscapex.trajectories.runs import open_run
 
 
 def rng(seed=0):
@@ -113,7 +114,7 @@ def test_blocks_of_columns_and_files_read_again_give_the_same(tmp_path):
     assert [b.shape[1] for _, b in rows.blocks()] == [11, 11, 11, 11, 11, 11, 4]
     assert torch.equal(torch.cat([b for _, b in rows.blocks()], 1), points.double())
     used = np.ones(9, bool)
-    found = _principal.principal_components(rows, 3, used=used, origin=8, center=True)
+    found = principal.principal_components(rows, 3, used=used, origin=8, center=True)
     np.testing.assert_allclose(found.vectors, whole.directions.vectors, atol=1e-7)
     placed = fit(rows, whole.directions.vectors, 8)
     np.testing.assert_allclose(placed.coordinates, whole.coordinates, rtol=1e-12, atol=1e-13)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
-    from landscapex.coststrip import CostStrip
+    from landscapex.studies.coststrip import CostStrip
 
 _RUN = "#D55E00"  # stands out from viridis, also for the colour-blind
 _LEVELS = 7

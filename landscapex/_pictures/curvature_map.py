@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-    from landscapex.results import Surface
+    from landscapex.grids.results import Surface
 
 _TITLES = {
     "loss": "loss",

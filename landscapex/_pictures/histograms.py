@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from landscapex.histograms import WeightHistograms
+    from landscapex.studies.histograms import WeightHistograms
 
 _WIDE = 24  # characters below the right panel
 _NAMED = 5  # checkpoints with a colour and a name each; more are coloured by their steps

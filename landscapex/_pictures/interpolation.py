@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from landscapex.results import Surface
+    from landscapex.grids.results import Surface
 
 _ROOM = 0.06  # of the height of a closer look, above and below
 

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from landscapex._pictures.scale import Scale, number_text
 from landscapex.errors import ArgumentError, ArgumentTypeError
-from landscapex.results import Surface
+from landscapex.grids.results import Surface
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from landscapex.store import AxisInfo
+    from landscapex.storage.store import AxisInfo
 
 GREEK = {
     name: unicodedata.lookup(f"GREEK SMALL LETTER {name}") for name in ("alpha", "beta", "gamma")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from landscapex.residuals import ResidualCoordinates
+    from landscapex.studies.residuals import ResidualCoordinates
 
 _MARKED = 40  # checkpoints that are drawn as dots, so that a reader sees how many there are
 _GREY = "0.45"

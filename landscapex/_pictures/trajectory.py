@@ -23,15 +23,15 @@ from landscapex._pictures.panel import (
 )
 from landscapex._pictures.scale import Scale, number_text
 from landscapex.errors import ArgumentError
-from landscapex.header import AxisInfo
+from landscapex.storage.header import AxisInfo
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from landscapex._trajectory import Trajectory
-    from landscapex.results import Surface
+    from landscapex.grids.results import Surface
+    from landscapex.trajectories.trajectory import Trajectory
 
 _RED = "#d81b1b"
 _LETTERS = 13  # of a label, per inch

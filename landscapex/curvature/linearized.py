@@ -18,7 +18,7 @@ from landscapex._batch import Batch
 from landscapex.curvature.outputs import OutputLoss, matrix_of
 from landscapex.curvature.standing import explained
 from landscapex.errors import LossError
-from landscapex.measure import Measure
+from landscapex.losses.measure import Measure
 
 Parts = list[Tensor | None]  # one per chosen leaf; None is zero
 Matrix = Callable[[OutputLoss, Tensor], Tensor]  # on the outputs of a batch

@@ -24,15 +24,15 @@ from landscapex.errors import (
     DirectionError,
     NonFiniteProductError,
 )
-from landscapex.evaluate import Shard, checked_options
-from landscapex.filling import Auto, Plane, Progress, fill_grid
-from landscapex.grid import AXIS_NAMES, Span
+from landscapex.grids.evaluate import Shard, checked_options
+from landscapex.grids.filling import Auto, Plane, Progress, fill_grid
+from landscapex.grids.grid import AXIS_NAMES, Span
+from landscapex.grids.quantities import Losses
+from landscapex.grids.results import Surface
 from landscapex.interrupts import Abandon
+from landscapex.model.parameters import Ignore, Normalize
+from landscapex.model.selection import Selection
 from landscapex.objective import Objective, bind
-from landscapex.parameters import Ignore, Normalize
-from landscapex.quantities import Losses
-from landscapex.results import Surface
-from landscapex.selection import Selection
 from landscapex.session import Point, Session
 
 COLUMNS = (

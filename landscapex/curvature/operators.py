@@ -31,9 +31,9 @@ from landscapex.curvature.products import (
 from landscapex.curvature.standing import arithmetic
 from landscapex.curvature.trace import TraceEstimate, trace
 from landscapex.errors import ArgumentError, ParameterMismatchError
+from landscapex.model.parameters import ParameterSpace
+from landscapex.model.selection import Selection
 from landscapex.objective import Objective, bind
-from landscapex.parameters import ParameterSpace
-from landscapex.selection import Selection
 from landscapex.session import Point, Session
 
 MATRICES = {

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from landscapex._batch import describe
 from landscapex._draws import gaussian_
 from landscapex.errors import LossError
-from landscapex.measure import Measure
-from landscapex.reductions import TORCH_LOSSES
+from landscapex.losses.measure import Measure
+from landscapex.losses.reductions import TORCH_LOSSES
 
 _CLASSES = ("cross_entropy", "nll_loss")
 # convex in the output, with one number or one distribution per label

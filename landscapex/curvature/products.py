@@ -20,10 +20,10 @@ from landscapex.curvature.linearized import Builder, Built, HessianBuilder, Line
 from landscapex.curvature.soundness import asymmetry, check_graph
 from landscapex.curvature.standing import Standing, own_arithmetic, twice_differentiable, widened
 from landscapex.engine.eager import batch_norms
-from landscapex.entries import Entry
 from landscapex.errors import EmptyDataError
-from landscapex.guard import common_draws, exclusive, is_held
-from landscapex.parameters import ParameterSpace
+from landscapex.model.entries import Entry
+from landscapex.model.guard import common_draws, exclusive, is_held
+from landscapex.model.parameters import ParameterSpace
 from landscapex.session import Session
 
 _SEED = 0  # of losses that draw random numbers: those of every other evaluation

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from landscapex.curvature.replacements import Replacements
 from landscapex.engine.eager import precision_context
 from landscapex.errors import LossError, ModelChangedError
-from landscapex.parameters import ParameterSpace
+from landscapex.model.parameters import ParameterSpace
 
 _HALF = (torch.float16, torch.bfloat16)
 _CACHED = ("_flat_weights", "_flat_weight_refs")  # of recurrent layers, formed from parameters

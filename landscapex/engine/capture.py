@@ -30,9 +30,9 @@ from landscapex._batch import Batch, map_leaves, sample_count, tensor_leaves
 from landscapex.engine.plan import NotCapturedError, Plan, Slot
 from landscapex.engine.sharing import label
 from landscapex.errors import ArgumentError, LandscapexError
-from landscapex.guard import uninterrupted
-from landscapex.measure import Measure
-from landscapex.parameters import unwrap
+from landscapex.losses.measure import Measure
+from landscapex.model.guard import uninterrupted
+from landscapex.model.parameters import unwrap
 
 _SIZES = (5, 7, 11, 13, 17, 19, 23, 29, 31)  # of example batches: export takes 1 for a constant
 _FIXED = (str, bytes, int, float, bool, type(None))

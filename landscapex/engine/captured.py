@@ -16,7 +16,7 @@ from landscapex.engine.lowering.lanes import Denominator, Lowered
 from landscapex.engine.lowering.lower import lower
 from landscapex.engine.packing import Tiles, pack, pack_points, slot_values
 from landscapex.engine.plan import Plan
-from landscapex.parameters import ParameterSpace
+from landscapex.model.parameters import ParameterSpace
 
 
 class Captured:

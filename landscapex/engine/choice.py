@@ -15,7 +15,7 @@ from landscapex.engine.plan import NotCapturedError
 from landscapex.engine.preparation import PlanCache, compile_engine, refuse
 from landscapex.engine.validation import LOSS, check_points, validate
 from landscapex.errors import CaptureError, LandscapexError
-from landscapex.guard import Snapshot
+from landscapex.model.guard import Snapshot
 
 ENGINES = ("auto", "eager", "compiled")
 # A run that is over sooner than a model is captured stays on the eager engine. The rule counts

@@ -17,12 +17,12 @@ from landscapex.batches import FrozenBatches
 from landscapex.engine.layout import Layout, choose_layout
 from landscapex.engine.onednn import covered_linear
 from landscapex.errors import ArgumentError, EmptyDataError, LossError
-from landscapex.grid import AXIS_NAMES
-from landscapex.guard import Snapshot, common_draws
+from landscapex.grids.grid import AXIS_NAMES
 from landscapex.interrupts import Abandon
-from landscapex.measure import Measure
-from landscapex.parameters import ParameterSpace
-from landscapex.totals import Terms, Totals
+from landscapex.losses.measure import Measure
+from landscapex.losses.totals import Terms, Totals
+from landscapex.model.guard import Snapshot, common_draws
+from landscapex.model.parameters import ParameterSpace
 
 BN_MODES = ("eval", "recompute", "batch")
 PRECISIONS = ("model", "fp32", "tf32", "bf16x3", "bf16")

@@ -23,10 +23,10 @@ from landscapex.batches import FrozenBatches
 from landscapex.engine.cuda_graph import Graph, graphs_on
 from landscapex.engine.eager import EagerEngine, Stop, batch_norms
 from landscapex.engine.validation import check_points
-from landscapex.guard import Snapshot
-from landscapex.own_measures import ModelMeasure
-from landscapex.torch_measure import TorchMeasure
-from landscapex.totals import Terms, Totals
+from landscapex.losses.own_measures import ModelMeasure
+from landscapex.losses.torch_measure import TorchMeasure
+from landscapex.losses.totals import Terms, Totals
+from landscapex.model.guard import Snapshot
 
 _FEWEST_POINTS = 16  # recording and comparing takes as long as about eight
 _BATCHES = 32  # of one graph: what a launch costs is then shared, and a request to stop is heard

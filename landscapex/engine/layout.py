@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from landscapex._batch import Batch, map_leaves, predict, tensor_leaves, to_channels_last
 from landscapex.batches import FrozenBatches
 from landscapex.engine.onednn import linear_is_faster, linear_modules
-from landscapex.measure import Measure
-from landscapex.reductions import output_tensors
+from landscapex.losses.measure import Measure
+from landscapex.losses.reductions import output_tensors
 
 _CACHE_BYTES = 4 << 20  # of the largest activation of a batch
 _COPIED_BYTES = 1 << 30  # of data, at most, that are kept a second time

@@ -21,7 +21,7 @@ from landscapex.engine.eager import EagerEngine, batch_norms
 from landscapex.engine.host import HostBackend
 from landscapex.engine.packing import pack_samples
 from landscapex.engine.plan import NotCapturedError, Plan
-from landscapex.parameters import ParameterSpace
+from landscapex.model.parameters import ParameterSpace
 
 MOST_FORMS = 8  # of batches: each needs a plan of its own
 

@@ -22,7 +22,7 @@ from landscapex.engine.compiled import CompiledEngine
 from landscapex.engine.eager import EagerEngine
 from landscapex.engine.packing import pack_samples, per_sample
 from landscapex.engine.plan import NotCapturedError
-from landscapex.guard import Snapshot
+from landscapex.model.guard import Snapshot
 
 SIZES = (11, 5)  # samples of the two batches that are compared
 POINTS = 4  # besides the centre

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from landscapex._batch import predict
 from landscapex.curvature.operators import hessian
 from landscapex.errors import ArgumentError
-from landscapex.measure import Measure
+from landscapex.losses.measure import Measure
 from landscapex.objective import Objective, Point
 from landscapex.session import Session
 from landscapex.sharpness.layers import homogeneous_layers

@@ -14,8 +14,8 @@ from landscapex.curvature.draws import check_seed
 from landscapex.curvature.linear import SymmetricOperator
 from landscapex.curvature.operators import hessian
 from landscapex.curvature.trace import trace
-from landscapex.entries import Entry
 from landscapex.errors import ArgumentError
+from landscapex.model.entries import Entry
 from landscapex.objective import Objective, Point
 from landscapex.session import Session
 from landscapex.sharpness.layers import last_linear, weight_entry

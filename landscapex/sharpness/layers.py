@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from landscapex.entries import Entry
 from landscapex.errors import ArgumentError, ArgumentTypeError
-from landscapex.parameters import ParameterSpace
+from landscapex.model.entries import Entry
+from landscapex.model.parameters import ParameterSpace
 
 _LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # f(c x) = c f(x) for c > 0, without parameters, in evaluation mode

@@ -16,8 +16,8 @@ from landscapex._arrays import read_only
 from landscapex._draws import gaussian_
 from landscapex.engine.eager import EagerEngine, batch_norms
 from landscapex.errors import ArgumentError, ArgumentTypeError
+from landscapex.model.parameters import ParameterSpace
 from landscapex.objective import Objective, Point
-from landscapex.parameters import ParameterSpace
 from landscapex.session import Session
 from landscapex.sharpness.outcome import Sharpness
 

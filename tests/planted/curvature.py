@@ -192,7 +192,7 @@ MAPPED = [
         MAPS + "test_fault_05_another_run_is_never_mixed_in",
     ),
     Planted(
-        "fault 5", "what is computed does not count", "landscapex/provenance.py",
+        "fault 5", "what is computed does not count", "landscapex/grids/provenance.py",
         "        **quantity.fingerprint,\n",
         "",
         MAPS + "test_fault_05_another_run_is_never_mixed_in",

@@ -18,7 +18,7 @@ TESTS = '''
 import os, subprocess, sys
 from pathlib import Path
 
-import landscapex.grid as grid
+from landscapex.grids import grid
 
 PACKAGE = Path(__file__).parents[1] / "landscapex"
 
@@ -28,10 +28,10 @@ def test_axes_have_their_names():
 
 
 def test_what_is_imported_is_the_copy():
-    assert Path(grid.__file__) == PACKAGE / "grid.py"
-    code = "import landscapex.grid as grid; print(grid.__file__)"
+    assert Path(grid.__file__) == PACKAGE / "grids" / "grid.py"
+    code = "from landscapex.grids import grid; print(grid.__file__)"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
-    assert Path(child.stdout.strip()) == PACKAGE / "grid.py"
+    assert Path(child.stdout.strip()) == PACKAGE / "grids" / "grid.py"
 
 
 def test_there_are_no_libraries():
@@ -74,7 +74,7 @@ server()
 
 
 def renamed(new):
-    return Planted("trap", "a name", "landscapex/grid.py", '("alpha"', f"({new}", NAMES)
+    return Planted("trap", "a name", "landscapex/grids/grid.py", '("alpha"', f"({new}", NAMES)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from landscapex.engine.steps import (
     Hits,
     table,
 )
-from landscapex.metrics import Rule
+from landscapex.losses.metrics import Rule
 
 _MEAN = 1  # of torch's codes for reductions: 0 none, 1 mean, 2 sum
 _TOP = 5
@@ -313,7 +313,7 @@ def _soft_margin(low: Lowering, node: fx.Node, x: Any, target: Any, reduction: i
 
 
 def hits(low: Lowering, scores: Any, target: Any, rule: Rule) -> int:
-    """Count right decisions, as `landscapex.metrics` does.
+    """Count right decisions, as `landscapex.losses.metrics` does.
 
     Args:
         low: The lowering, walked.

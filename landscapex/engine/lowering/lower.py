@@ -23,7 +23,7 @@ from landscapex.engine.lowering.optimize import optimize
 from landscapex.engine.lowering.walk import Lowering
 from landscapex.engine.plan import NotCapturedError, Plan
 from landscapex.engine.program import Program
-from landscapex.metrics import Rule
+from landscapex.losses.metrics import Rule
 
 
 def lower(

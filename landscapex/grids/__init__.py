@@ -1,0 +1,1 @@
+"""Grids of points, how they are filled, and the results."""

@@ -1,0 +1,1 @@
+"""Files: results, journals, checkpoints and tensors, whole or refused."""

@@ -1,0 +1,237 @@
+"""Lock files: one writer per file, for processes on any machine that sees the file."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from landscapex.storage.files import fail, write_all
+
+_PATIENCE: Final = 2.0  # seconds; making or removing a lock file takes microseconds
+
+
+class FileLock:
+    """A file that says "somebody is writing here", for processes on any machine that sees it.
+
+    The file is made with ``O_EXCL``, which also works on network file systems, and holds pid, host
+    and start of the process. The lock of a process that has died on this machine is stale and taken
+    over. Locks of other machines are never judged.
+
+    Args:
+        path: The lock file.
+        purpose: What is locked, for the message.
+
+    Raises:
+        OutputError: If a living process, or one on another machine, holds the lock.
+    """
+
+    def __init__(self, path: Path, purpose: Path) -> None:
+        self.path = path
+        self._purpose = purpose
+        self._owner = os.getpid()
+        self._mine = json.dumps(_describe_me()).encode()
+        self._acquire()
+        self._held = True
+
+    def release(self) -> None:
+        """Remove the lock file, if it is still ours; a forked child leaves it alone."""
+        if not self._held or os.getpid() != self._owner:
+            return
+        with contextlib.suppress(OSError):
+            if self.path.read_bytes() == self._mine:  # inode numbers are used again at once
+                os.unlink(self.path)
+        self._held = False
+
+    def _acquire(self) -> None:
+        for _ in range(100):
+            with contextlib.suppress(FileExistsError):
+                if self._create():
+                    return
+            remove_stale_lock(self.path)
+            if (holder := _read_holder(self.path)) is not None:
+                self._refuse(holder)
+        self._refuse({})
+
+    def _create(self) -> bool:
+        """Make the lock file; False if somebody took it for an abandoned one meanwhile."""
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            fail(f"{self._purpose} cannot be written: {error.strerror} ({self.path}).", error.errno)
+        try:
+            _exclude_others(descriptor)
+            write_all(descriptor, self._mine)
+            return _same_file(self.path, descriptor)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+            fail(f"{self._purpose} cannot be written: {error.strerror} ({self.path}).", error.errno)
+        finally:
+            os.close(descriptor)
+
+    def _refuse(self, holder: dict[str, Any]) -> NoReturn:
+        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+        if holder.get("pid") == self._owner and holder.get("host") == socket.gethostname():
+            who = "this very process"
+        fail(
+            f"{self._purpose} must not be written by two runs at once: {who} has been writing it "
+            f"since {holder.get('since', '?')}. Use another `out`, or, if that run is gone, delete "
+            f"{self.path}.",
+            errno.EBUSY,
+        )
+
+
+def remove_stale_lock(path: Path) -> None:
+    """Remove a lock whose process has died on this machine; leave every other lock alone.
+
+    Args:
+        path: The lock file; it need not exist.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except OSError:
+            return
+        try:
+            # Of several processes that find the same stale lock only one may remove it: the second
+            # would remove the lock that the first has made in its place.
+            _exclude_others(descriptor)
+            if not _same_file(path, descriptor):
+                return
+            holder = _parse_holder(os.pread(descriptor, 4096, 0))
+            if holder is not None and not _is_stale(holder):
+                return
+            # An empty lock is being written at this moment, or its process died doing so.
+            if holder is not None or time.monotonic() > deadline:
+                os.unlink(path)
+                return
+        except OSError:
+            return
+        finally:
+            os.close(descriptor)
+        time.sleep(0.05)
+
+
+def _describe_me() -> dict[str, object]:
+    pid = os.getpid()
+    return {
+        "pid": pid,
+        "host": socket.gethostname(),
+        "start": process_start(pid),
+        "since": time.ctime(),
+        "ticks": time.monotonic_ns(),  # tells two locks of one process apart
+    }
+
+
+def _is_stale(holder: dict[str, Any]) -> bool:
+    if holder["host"] != socket.gethostname():
+        return False
+    start = process_start(holder["pid"])
+    return start is None or bool(start and holder["start"] and start != holder["start"])
+
+
+def _read_holder(path: Path) -> dict[str, Any] | None:
+    try:
+        return _parse_holder(path.read_bytes())
+    except OSError:
+        return None
+
+
+def _parse_holder(text: bytes) -> dict[str, Any] | None:
+    """What a lock file says; None if it says nothing (yet)."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        holder = json.loads(text)
+        return {
+            "pid": int(holder["pid"]),
+            "host": str(holder["host"]),
+            "start": str(holder["start"] or ""),
+            "since": str(holder["since"]),
+        }
+    return None
+
+
+def _same_file(path: Path, descriptor: int) -> bool:
+    """Whether ``path`` still is the open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _exclude_others(descriptor: int) -> None:
+    """Take an advisory lock until ``descriptor`` is closed, where there are any.
+
+    NFS and Lustre may have none; then two processes that find the same stale lock in the same
+    microseconds are not told apart.
+
+    Args:
+        descriptor: An open file.
+
+    Raises:
+        BlockingIOError: If somebody else keeps the lock for longer than anybody needs it.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        except OSError:
+            return
+        time.sleep(0.005)
+
+
+def process_start(pid: int) -> str | None:
+    """When process ``pid`` of this machine started.
+
+    A process number is used again after its process has ended; number and start together are not.
+
+    Args:
+        pid: A process number.
+
+    Returns:
+        A text that stays the same while the process lives; ``""`` if it lives but the system does
+        not tell; None if there is no such process, or only a zombie that does no more work.
+    """
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return None
+    except PermissionError:
+        pass  # it lives, but belongs to somebody else
+    state, start = _stat_of_proc(pid) or _stat_of_ps(pid) or ("", "")
+    return None if state[:1] in ("Z", "X") else start
+
+
+def _stat_of_proc(pid: int) -> tuple[str, str] | None:
+    """State and start of a process in Linux' words; None where /proc does not show them."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
+    return fields[0], fields[19]
+
+
+def _stat_of_ps(pid: int) -> tuple[str, str] | None:
+    """The same from ps(1), for macOS."""
+    command = ["ps", "-o", "state=,lstart=", "-p", str(pid)]
+    fixed = {**os.environ, "LC_ALL": "C", "TZ": "UTC0"}
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, env=fixed, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    state, _, start = shown.stdout.strip().partition(" ")
+    return (state, " ".join(start.split())) if state else None

@@ -1,0 +1,1 @@
+"""Studies in one dimension and a bit: interpolation, residuals, cost strips, weights."""
