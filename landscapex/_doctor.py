@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from landscapex import _lib
-from landscapex.engine.native import bf16_kernel, native_module, unavailable
+from landscapex.engine.native import bf16_kernel, device_unavailable, native_module, unavailable
 
 _EXTRAS = {"interactive": ("plotly",)}
 
@@ -55,6 +55,7 @@ class Report:
         engine: Instruction set of the compiled engine's kernels; empty where it is not there.
         engine_bf16: What multiplies numbers of bf16 there.
         cuda: Whether the compiled CUDA operators are in use.
+        engine_cuda: Whether there is a compiled engine for CUDA devices.
         cuda_architectures: Those that the CUDA operators were compiled for, as CMake names them.
         devices: Names of the CUDA devices that torch sees.
         threads: Number of threads that torch and the CPU operators use.
@@ -74,6 +75,7 @@ class Report:
     engine: str
     engine_bf16: str
     cuda: bool
+    engine_cuda: bool
     cuda_architectures: tuple[str, ...]
     devices: tuple[str, ...]
     threads: int
@@ -87,7 +89,9 @@ class Report:
             else "plain PyTorch"
         )
         cuda = (
-            f"compiled for {', '.join(self.cuda_architectures)}"
+            f"compiled for {', '.join(self.cuda_architectures)}; "
+            + ("with" if self.engine_cuda else "without")
+            + " grid programs"
             if self.cuda
             else "plain PyTorch"
             if self.torch_cuda
@@ -149,6 +153,7 @@ def doctor() -> Report:
         engine=str(program.isa()) if program else "",
         engine_bf16=bf16_kernel() if program else "",
         cuda=_lib.cuda,
+        engine_cuda=_lib.cuda and device_unavailable() is None,
         cuda_architectures=tuple(ops.cuda_architectures().split()) if _lib.cuda else (),
         devices=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
         threads=torch.get_num_threads(),
@@ -203,15 +208,19 @@ def _missing_kernels(built_with: tuple[str, ...]) -> list[Missing]:
 
 def _missing_engine() -> list[Missing]:
     """The compiled engine, where the other kernels could be built and it was not."""
-    why = unavailable()
-    if why is None or not _lib.native:
+    if not _lib.native:
+        return []
+    what, why = "compiled engine", unavailable()
+    if why is None and _lib.cuda:
+        what, why = "compiled engine for CUDA", device_unavailable()
+    if why is None:
         return []
     headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
     if not headers:
         why += "; the headers of Python are not there to build it with"
     major, minor = sys.version_info[:2]
     first = "" if headers else f"apt-get install python{major}.{minor}-dev && "
-    return [Missing("compiled engine", why, first + _reinstall())]
+    return [Missing(what, why, first + _reinstall())]
 
 
 def _missing_extras() -> list[Missing]:

@@ -316,6 +316,19 @@ def test_doctor_explains_a_build_without_the_compiled_engine(monkeypatch, tmp_pa
     assert _doctor._missing_engine() == []
 
 
+def test_doctor_tells_operators_for_cuda_from_the_engine_there(monkeypatch):
+    """Both are built with nvcc, but the engine needs the headers of Python too."""
+    pytest.importorskip("landscapex._program")
+    monkeypatch.setattr(_lib, "native", True)
+    monkeypatch.setattr(_lib, "cuda", True)
+    monkeypatch.setitem(sys.modules, "landscapex._program_cuda", None)
+    (item,) = _doctor._missing_engine()
+    assert item.what == "compiled engine for CUDA"
+    assert "the compiled engine for CUDA is not installed" in item.why
+    monkeypatch.setitem(sys.modules, "landscapex._program_cuda", sys)
+    assert _doctor._missing_engine() == []
+
+
 @native
 def test_doctor_explains_missing_cuda_kernels(monkeypatch):
     if _lib.cuda:

@@ -8,7 +8,6 @@ for; the only synchronisation is the copy of the sums.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from landscapex.engine.cuda_graph import Graph, graphs_on
+from landscapex.engine.native import device_module, device_unavailable
 from landscapex.engine.packing import Tiles
 from landscapex.engine.program import Program
 
@@ -115,10 +115,8 @@ class DeviceBackend:
 
     def unavailable(self, math: str) -> str | None:
         """Why programs cannot run here with this arithmetic; None if they can."""
-        try:
-            importlib.import_module(f"landscapex.{self._library}")
-        except ImportError as error:
-            return f"the compiled engine for CUDA is not installed ({error})"
+        if why := device_unavailable(self._library):
+            return why
         if math != "fp32" and self.about.capability < _TENSOR_CORES:
             have = ".".join(map(str, self.about.capability))
             return f"{math} needs compute capability 8.0, {self.device} has {have}"
@@ -130,8 +128,9 @@ class DeviceBackend:
 
     def program(self, program: Program, lanes: int, math: str) -> Made:
         """The program with its tables on the device; see `Backend.program`."""
-        library = importlib.import_module(f"landscapex.{self._library}")
-        native = library.DeviceProgram(lanes, program, math, self.about.block_bytes)
+        native = device_module(self._library).DeviceProgram(
+            lanes, program, math, self.about.block_bytes
+        )
         tables = torch.from_numpy(native.tables().view(np.uint8)).to(self.device)
         return Made(native, lanes, tables)
 

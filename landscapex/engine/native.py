@@ -30,6 +30,37 @@ def unavailable() -> str | None:
     return None
 
 
+def device_module(library: str = "_program_cuda") -> Any:
+    """Load the library that runs programs on devices.
+
+    Args:
+        library: Its name; the tests' emulation has another.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: If it was not built, or cannot be loaded.
+    """
+    return importlib.import_module(f"landscapex.{library}")
+
+
+def device_unavailable(library: str = "_program_cuda") -> str | None:
+    """Find out whether there is a compiled engine for devices.
+
+    Args:
+        library: As of `device_module`.
+
+    Returns:
+        Why not; None if there is one.
+    """
+    try:
+        device_module(library)
+    except ImportError as error:
+        return f"the compiled engine for CUDA is not installed ({error})"
+    return None
+
+
 def threads() -> int:
     """How many threads the program uses: those of torch, never more than there are processors."""
     return max(1, min(torch.get_num_threads(), os.cpu_count() or 1))
