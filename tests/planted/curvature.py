@@ -8,15 +8,20 @@ DENSITY = "tests/test_density.py::"
 TRACE = "tests/test_trace.py::"
 DIAGONAL = "tests/test_diagonal.py::"
 PRODUCTS = "tests/test_curvature_operators.py::"
+DERIVATIVES = "tests/test_curvature_derivatives.py::"
+UNTOUCHED = "tests/test_curvature_untouched.py::"
+WORDS = "tests/test_curvature_words.py::"
 MODELS = "tests/test_curvature_models.py::"
 CLASSES = "tests/test_curvature_classes.py::"
 LANCZOS = "tests/test_lanczos.py::"
 MAPS = "tests/test_curvature_map.py::"
+MAPS_RESUME = "tests/test_curvature_map_resume.py::"
 SHARP = "tests/test_sharpness.py::"
 ASCENT = "tests/test_sharpness_ascent.py::"
 NOISE = "tests/test_sharpness_noise.py::"
 LAYERS = "tests/test_sharpness_layers.py::"
 CRITICALITY = "tests/test_criticality.py::"
+FLOW = "tests/test_gradient_flow.py::"
 
 ESTIMATES = [
     Planted(
@@ -66,6 +71,21 @@ ESTIMATES = [
         "ndtri(upper) if math.isinf(degrees) else stdtrit(degrees, upper)",
         "ndtri(upper)",
         TRACE + "test_few_samples_need_students_distribution",
+    ),
+    Planted(
+        "trap 36", "differences of gradients for products", "landscapex/curvature/linearized.py",
+        "        return Built(term, float(terms.loss.detach()), weight)\n\n\n@dataclass",
+        "        own, gradients = list(model.parameters()), lambda: torch.autograd.grad(self.measure(model, batch).loss, own)\n"
+        "        def differences(parts, chosen):\n"
+        "            found = []\n"
+        "            for step in (1e-4, -2e-4, 1e-4):\n"
+        "                for o, p in zip(own, parts, strict=True):\n"
+        "                    o.data.add_(p, alpha=step)\n"
+        "                found.append(gradients())\n"
+        "            return [(a - b) / 2e-4 for a, b in zip(found[0], found[1], strict=True)]\n"
+        "        term.product = differences\n"
+        "        return Built(term, float(terms.loss.detach()), weight)\n\n\n@dataclass",
+        DERIVATIVES + "test_trap_36_products_are_exact_near_the_kinks_of_relu",
     ),
     Planted(
         "trap 37", "sigma used as a variance", "landscapex/curvature/density.py",
@@ -135,7 +155,7 @@ SHARPNESS = [
         "check A2", "a difference that cancels", "landscapex/criticality/flow.py",
         "closed = -np.expm1(-x) / values",
         "closed = (1 - np.exp(-x)) / values",
-        CRITICALITY + "test_the_series_meets_the_closed_form_where_it_takes_over",
+        FLOW + "test_the_series_meets_the_closed_form_where_it_takes_over",
     ),
     Planted(
         "Keskar", "a small gradient ends the climb", "landscapex/sharpness/box.py",
@@ -157,7 +177,7 @@ MAPPED = [
         "trap 1", "a point starts from what the last one found", "landscapex/curvature/maps.py",
         "                row, _ = self._ends(",
         "                row, (self._start, _) = self._ends(",
-        MAPS + "test_trap_01_a_point_does_not_depend_on_the_others",
+        MAPS_RESUME + "test_trap_01_a_point_does_not_depend_on_the_others",
     ),
     Planted(
         "trap 34", "both ends of largest magnitude", "landscapex/curvature/maps.py",
@@ -170,7 +190,7 @@ MAPPED = [
         "landscapex/curvature/maps.py",
         "                row, _ = self._ends(float(losses[0, 0]), stop)\n",
         "                row, found = self._ends(float(losses[0, 0]), stop)\n                self._plan = self._plan or (found and found[1])\n",
-        MAPS + "test_a_centre_that_is_not_finite_decides_nothing_for_the_other_points",
+        MAPS_RESUME + "test_a_centre_that_is_not_finite_decides_nothing_for_the_other_points",
     ),
     Planted(
         "trap 1", "derivatives that are not finite taken for those by copies",
@@ -183,19 +203,19 @@ MAPPED = [
         "fault 2", "a point is never given up between products", "landscapex/curvature/maps.py",
         "            stop.poll()\n",
         "            pass\n",
-        MAPS + "test_fault_02_a_slow_point_is_given_up_and_computed_later",
+        MAPS_RESUME + "test_fault_02_a_slow_point_is_given_up_and_computed_later",
     ),
     Planted(
         "fault 5", "the settings of a map do not count", "landscapex/curvature/maps.py",
         "repr((self._settings, names))",
         "repr(names)",
-        MAPS + "test_fault_05_another_run_is_never_mixed_in",
+        MAPS_RESUME + "test_fault_05_another_run_is_never_mixed_in",
     ),
     Planted(
         "fault 5", "what is computed does not count", "landscapex/grids/provenance.py",
         "        **quantity.fingerprint,\n",
         "",
-        MAPS + "test_fault_05_another_run_is_never_mixed_in",
+        MAPS_RESUME + "test_fault_05_another_run_is_never_mixed_in",
     ),
     Planted(
         "fault 11", "a Hessian with NaN ends the map", "landscapex/curvature/maps.py",
@@ -222,7 +242,7 @@ OPERATORS = [
         "trap 17", "products in training mode", "landscapex/curvature/operators.py",
         "    with engine.evaluating():\n",
         "    if True:\n",
-        PRODUCTS + "test_statistics_are_recomputed_where_a_session_has_moved_the_model",
+        UNTOUCHED + "test_statistics_are_recomputed_where_a_session_has_moved_the_model",
     ),
     Planted(
         "trap 18", "the plain mean of the products of batches",
@@ -241,7 +261,7 @@ OPERATORS = [
         "trap 21", "the model keeps the copies", "landscapex/curvature/standing.py",
         "                tensors[name] = own\n",
         "                pass\n",
-        PRODUCTS + "test_trap_21_the_model_and_the_generators_stay_bit_for_bit",
+        UNTOUCHED + "test_trap_21_the_model_and_the_generators_stay_bit_for_bit",
     ),
     Planted(
         "trap 22", "a tied weight that is a constant under its second name",
@@ -260,7 +280,7 @@ OPERATORS = [
         "trap 24", "products without a lock", "landscapex/curvature/products.py",
         "with contextlib.nullcontext() if alive else exclusive(self.space):",
         "with contextlib.nullcontext():",
-        PRODUCTS + "test_trap_24_products_in_two_threads",
+        UNTOUCHED + "test_trap_24_products_in_two_threads",
     ),
     Planted(
         "trap 26", "the conjugate of a complex product", "landscapex/curvature/products.py",
@@ -279,7 +299,7 @@ OPERATORS = [
         "landscapex/curvature/operators.py",
         "product = partial(linearization.product, block, decay=decay)",
         "product = lambda v: self._linearization.product(block, v, decay=decay)",
-        PRODUCTS + "test_trap_29_the_graph_goes_with_the_operator",
+        UNTOUCHED + "test_trap_29_the_graph_goes_with_the_operator",
     ),
     Planted(
         "curvature", "products in the arithmetic of the caller",
@@ -305,13 +325,13 @@ OPERATORS = [
         "curvature", "a matrix by the name of another", "landscapex/curvature/operators.py",
         '"the gradient" if kind == "hessian" else "the output and its Jacobian"',
         '"the gradient"',
-        PRODUCTS + "test_every_result_says_of_what_matrix_it_is",
+        WORDS + "test_every_result_says_of_what_matrix_it_is",
     ),
     Planted(
         "curvature", "a warning at a line of ours", "landscapex/_warnings.py",
         "        frame, level = frame.f_back, level + 1\n",
         "        break\n",
-        PRODUCTS + "test_warnings_point_at_the_line_that_asked",
+        WORDS + "test_warnings_point_at_the_line_that_asked",
     ),
     Planted(
         "curvature", "weight norm by torch's own double backward",

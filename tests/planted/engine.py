@@ -11,7 +11,8 @@ DEVICE_CHUNKS = "tests/test_device_driver.py::test_bits_do_not_depend_on_the_siz
 DEVICE_ENGINE = "tests/test_device_engine.py::"
 DEVICE_RUNNERS = "tests/test_device_driver.py::"
 LOWERING = "tests/test_lowering.py::"
-OPTIMIZE = "tests/test_optimize.py::"
+OPTIMIZE_FUSION = "tests/test_optimize_fusion.py::"
+OPTIMIZE_WINOGRAD = "tests/test_optimize_winograd.py::"
 SHARING = "tests/test_sharing.py::"
 
 ENGINE = [
@@ -31,7 +32,7 @@ ENGINE = [
         "engine 3", "a shift is lost when it is folded", "landscapex/engine/lowering/fusion.py",
         "    if result is not None and shift is not None:\n",
         "    if False:\n",
-        OPTIMIZE + "test_norm_residual_and_activation_join_the_convolution",
+        OPTIMIZE_FUSION + "test_norm_residual_and_activation_join_the_convolution",
     ),
     Planted(
         "engine 4", "weights are packed in another order", "landscapex/engine/packing.py",
@@ -96,14 +97,14 @@ ENGINE = [
         "landscapex/engine/lowering/winograd.py",
         " or _rows(step.at, image) != row:",
         ":",
-        OPTIMIZE + "test_other_convolutions_do_not[stride down]",
+        OPTIMIZE_WINOGRAD + "test_other_convolutions_do_not[stride down]",
     ),
     Planted(
         "engine 13", "a maximum waits for a function that falls",
         "landscapex/engine/lowering/fusion.py",
         "    return act.name in _RISING and (act.name != \"leaky_relu\" or act.a >= 0)\n",
         "    return act.name in _RISING\n",
-        OPTIMIZE + "test_only_rising_functions_wait_for_the_maximum[falls on the left]",
+        OPTIMIZE_FUSION + "test_only_rising_functions_wait_for_the_maximum[falls on the left]",
     ),
     Planted(
         "engine 14", "a second halo changes the first", "landscapex/engine/lowering/moves.py",

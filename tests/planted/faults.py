@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from .runner import Planted
 
-AXES = "tests/test_axes.py::"
+AXES_GIVEN = "tests/test_axes_given.py::"
 EVALUATE = "tests/test_evaluate.py::"
 EXPORT = "tests/test_export.py::"
 GRID = "tests/test_grid.py::"
-GUARD = "tests/test_guard.py::"
+GUARD_CHANGES = "tests/test_guard_changes.py::"
+GUARD_EXCLUSIVE = "tests/test_guard_exclusive.py::"
 INTERRUPTS = "tests/test_interrupts.py::"
 JOURNAL = "tests/test_journal_damage.py::"
 KILLS = "tests/test_kills.py::"
 OBJECTIVE_REFUSED = "tests/test_objective_refused.py::"
 PARAMETERS = "tests/test_parameters.py::"
+PARAMETERS_UNUSUAL = "tests/test_parameters_unusual.py::"
 RESUME = "tests/test_resume.py::"
 
 FAULTS = [
@@ -99,7 +101,7 @@ FAULTS = [
         "fault 13", "parallel directions", "landscapex/_directions.py",
         "            if abs(c := float(cosines[i, j])) > PARALLEL:",
         "            if abs(c := float(cosines[i, j])) > 2:",
-        AXES + "test_fault_13_directions_that_span_nothing_are_refused",
+        AXES_GIVEN + "test_fault_13_directions_that_span_nothing_are_refused",
     ),
     Planted(
         "fault 14", "a mean over nothing", "landscapex/losses/totals.py",
@@ -141,7 +143,7 @@ FAULTS = [
         "fault 24", "meta tensors", "landscapex/model/selection.py",
         "        elif p.is_meta:\n",
         "        elif False:\n",
-        PARAMETERS + "test_fault_24_parameters_that_cannot_be_moved_are_refused_by_name",
+        PARAMETERS_UNUSUAL + "test_fault_24_parameters_that_cannot_be_moved_are_refused_by_name",
     ),
     Planted(
         "fault 24", "frozen parameters move", "landscapex/model/selection.py",
@@ -153,31 +155,31 @@ FAULTS = [
         "fault 25", "memory layout", "landscapex/model/parameters.py",
         "if p.is_conj() or p.is_neg() or not p.is_contiguous()",
         "if p.is_conj() or p.is_neg()",
-        PARAMETERS + "test_fault_25_parameters_in_any_memory_layout_move_entry_by_entry",
+        PARAMETERS_UNUSUAL + "test_fault_25_parameters_in_any_memory_layout_move_entry_by_entry",
     ),
     Planted(
         "fault 25", "expanded tensors", "landscapex/model/selection.py",
         "        if any(n > 1 and s == 0 for",
         "        if any(n > 1 and s < 0 for",
-        PARAMETERS + "test_fault_24_parameters_that_cannot_be_moved_are_refused_by_name",
+        PARAMETERS_UNUSUAL + "test_fault_24_parameters_that_cannot_be_moved_are_refused_by_name",
     ),
     Planted(
         "fault 26", "a forked child waits for ever", "landscapex/model/guard.py",
         "os.register_at_fork(after_in_child=_forget_locks)",
         "",
-        GUARD + "test_fault_26_a_child_forked_during_an_evaluation_does_not_wait_for_ever",
+        GUARD_EXCLUSIVE + "test_fault_26_a_child_forked_during_an_evaluation_does_not_wait_for_ever",
     ),
     Planted(
         "fault 27", "a training step goes unseen", "landscapex/model/guard.py",
         "            if any(writes):\n",
         "            if False:\n",
-        GUARD + "test_fault_27_parameters_that_do_not_move_must_not_change_either",
+        GUARD_CHANGES + "test_fault_27_parameters_that_do_not_move_must_not_change_either",
     ),
     Planted(
         "fault 27", "writes to .data go unseen", "landscapex/model/guard.py",
         "            if not torch.equal(bits, right):\n",
         "            if False:\n",
-        GUARD + "test_fault_27_a_model_changed_by_its_loss_is_an_error",
+        GUARD_CHANGES + "test_fault_27_a_model_changed_by_its_loss_is_an_error",
     ),
     Planted(
         "fault 29", "a missing package is any ImportError", "landscapex/_extras.py",

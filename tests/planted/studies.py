@@ -5,9 +5,14 @@ from __future__ import annotations
 from .runner import Planted
 
 TRAJECTORIES = "tests/test_trajectories.py::"
+TRAJECTORY_CHECKPOINTS = "tests/test_trajectory_checkpoints.py::"
+TRAJECTORY_RESULTS = "tests/test_trajectory_results.py::"
 RECORDER = "tests/test_recorder.py::"
+RECORDER_RESUME = "tests/test_recorder_resume.py::"
+RECORDER_CALLBACKS = "tests/test_recorder_callbacks.py::"
 RUNS = "tests/test_runs.py::"
 INTERPOLATION = "tests/test_interpolation.py::"
+LINE_MEASURES = "tests/test_line_measures.py::"
 PROJECTIONS = "tests/test_projections.py::"
 CONTROLS = "tests/test_controls.py::"
 HISTOGRAMS = "tests/test_histograms.py::"
@@ -29,13 +34,13 @@ STUDIES = [
         "trap 15", "coordinates from the mean, the plane through the last point", "landscapex/trajectories/principal.py",
         "products += d @ (block - block[origin]).T",
         "products += d @ (block - block.mean(0)).T",
-        TRAJECTORIES + "test_trap_15_the_plane_goes_through_the_checkpoint_and_not_through_the_mean",
+        TRAJECTORY_CHECKPOINTS + "test_trap_15_the_plane_goes_through_the_checkpoint_and_not_through_the_mean",
     ),
     Planted(
         "trap 15", "the surface around the live weights", "landscapex/grids/filling.py",
         "return options.directions.center",
         "return None",
-        TRAJECTORIES + "test_trap_15_the_surface_around_a_trajectory_starts_at_its_origin",
+        TRAJECTORY_CHECKPOINTS + "test_trap_15_the_surface_around_a_trajectory_starts_at_its_origin",
     ),
     Planted(
         "trap 15", "distance from the plane as a difference of squares", "landscapex/trajectories/principal.py",
@@ -53,24 +58,24 @@ STUDIES = [
         "trap 15", "a path over the surface around other weights", "landscapex/_pictures/trajectory.py",
         "if ours is not None and known.get(name) != ours:",
         'if name == "directions" and known.get(name) != ours:',
-        TRAJECTORIES + "test_a_path_is_drawn_over_its_own_plane_alone",
+        TRAJECTORY_RESULTS + "test_a_path_is_drawn_over_its_own_plane_alone",
     ),
     Planted(
         "rounding", "other numbers where checkpoints do not fit into memory", "landscapex/trajectories/principal.py",
         "out[first - start : last - start].copy_(part.to(self.space.dtype))",
         "out[first - start : last - start].copy_(part)",
-        TRAJECTORIES + "test_numbers_do_not_depend_on_what_fits_into_memory",
+        TRAJECTORY_CHECKPOINTS + "test_numbers_do_not_depend_on_what_fits_into_memory",
     ),
     Planted(
         "memory", "files that stay in memory with a trajectory", "landscapex/trajectories/principal.py",
         "                self._flat[t] = None\n",
         "                pass\n",
-        TRAJECTORIES + "test_checkpoints_that_are_files_are_not_kept_in_memory",
+        TRAJECTORY_CHECKPOINTS + "test_checkpoints_that_are_files_are_not_kept_in_memory",
     ),
     Planted(
         "fault 7", "a file that has changed is taken for the checkpoint", "landscapex/trajectories/principal.py",
         'if self._digests[t] not in (b"", digest):', "if False:",
-        TRAJECTORIES + "test_a_file_that_has_changed_is_not_taken_for_the_checkpoint",
+        TRAJECTORY_CHECKPOINTS + "test_a_file_that_has_changed_is_not_taken_for_the_checkpoint",
     ),
     Planted(
         "trap 22", "points whose tied weight has its other name", "landscapex/trajectories/trajectory.py",
@@ -82,7 +87,7 @@ STUDIES = [
         "trap 16", "all checkpoints with the statistics of the live model", "landscapex/trajectories/plane.py",
         "found[t] = objective.evaluate(state)",
         "found[t] = objective.evaluate(flat)",
-        TRAJECTORIES + "test_trap_16_every_checkpoint_is_evaluated_with_its_own_running_statistics",
+        TRAJECTORY_CHECKPOINTS + "test_trap_16_every_checkpoint_is_evaluated_with_its_own_running_statistics",
     ),
     Planted(
         "trap 22", "a tied weight stored twice", "landscapex/storage/checkpoints.py",
@@ -99,12 +104,12 @@ STUDIES = [
     Planted(
         "fault 7", "a damaged checkpoint is read", "landscapex/trajectories/runs.py",
         "if digest != self.sha256:", "if False:",
-        RECORDER + "test_no_flipped_bit_of_a_checkpoint_goes_unnoticed",
+        RECORDER_RESUME + "test_no_flipped_bit_of_a_checkpoint_goes_unnoticed",
     ),
     Planted(
         "fault 7", "a damaged trajectory is read", "landscapex/storage/tensor_file.py",
         'or _digest(tensors, texts) != header.get("sha256"):', "or False:",
-        TRAJECTORIES + "test_no_flipped_bit_of_a_trajectory_goes_unnoticed",
+        TRAJECTORY_RESULTS + "test_no_flipped_bit_of_a_trajectory_goes_unnoticed",
     ),
     Planted(
         "late", "a step recorded with the weights of the next", "landscapex/trajectories/recorder.py",
@@ -116,18 +121,18 @@ STUDIES = [
         "fault 5", "two trainings in one run", "landscapex/trajectories/callbacks.py",
         "            self._last = -1\n            self.recorder._continue_own()\n",
         "            pass\n",
-        RECORDER + "test_training_that_starts_again_is_never_mixed_with_the_first",
+        RECORDER_CALLBACKS + "test_training_that_starts_again_is_never_mixed_with_the_first",
     ),
     Planted(
         "fault 6", "the lock of a training that failed", "landscapex/trajectories/callbacks.py",
         "            self.recorder.release()\n",
         "            pass\n",
-        RECORDER + "test_transformers_callback_leaves_no_lock_when_training_fails",
+        RECORDER_CALLBACKS + "test_transformers_callback_leaves_no_lock_when_training_fails",
     ),
     Planted(
         "fault 4", "a torn line of a run", "landscapex/trajectories/runs.py",
         'whole = data[: data.rfind(b"\\n") + 1]', "whole = data",
-        RECORDER + "test_fault_04_a_torn_line_is_cut_and_its_step_recorded_again",
+        RECORDER_RESUME + "test_fault_04_a_torn_line_is_cut_and_its_step_recorded_again",
     ),
     Planted(
         "trap 16", "variances extrapolated below zero", "landscapex/studies/segment.py",
@@ -193,7 +198,7 @@ STUDIES = [
         "trap 7", "a NaN that a barrier hides", "landscapex/grids/line_measures.py",
         "    if np.isnan(j).any():\n",
         "    a, j = a[~np.isnan(j)], j[~np.isnan(j)]\n    if not j.size:\n",
-        INTERPOLATION + "test_what_is_not_known_is_not_hidden",
+        LINE_MEASURES + "test_what_is_not_known_is_not_hidden",
     ),
     Planted(
         "exact ends", "the end reached by adding a rounded difference", "landscapex/studies/interpolation.py",

@@ -5,15 +5,19 @@ from __future__ import annotations
 from .runner import Planted
 
 AXES = "tests/test_axes.py::"
+AXES_NORMALIZE = "tests/test_axes_normalize.py::"
 EVALUATE = "tests/test_evaluate.py::"
 GRID = "tests/test_grid.py::"
 GUARD = "tests/test_guard.py::"
+GUARD_EXCLUSIVE = "tests/test_guard_exclusive.py::"
 LAYOUT = "tests/test_layout.py::"
 METRICS = "tests/test_metrics.py::"
 OBJECTIVE = "tests/test_objective.py::"
 OBJECTIVE_GRADIENT = "tests/test_objective_gradient.py::"
 OBJECTIVE_NORMS = "tests/test_objective_norms.py::"
 PARAMETERS = "tests/test_parameters.py::"
+PARAMETERS_FILTERS = "tests/test_parameters_filters.py::"
+PARAMETERS_UNUSUAL = "tests/test_parameters_unusual.py::"
 TORCH_MEASURE = "tests/test_torch_measure.py::"
 ALL_BACK = GUARD + "test_trap_21_the_model_and_the_generators_come_back_bit_for_bit"
 
@@ -82,43 +86,43 @@ TRAPS = [
         "trap 8", "one norm per tensor", "landscapex/model/parameters.py",
         "rows.append(e.filter_rows() if by_filter else e.tensor_rows())",
         "rows.append(e.tensor_rows())",
-        AXES + "test_trap_08_filters_get_the_length_of_the_same_filter_of_the_model",
+        AXES_NORMALIZE + "test_trap_08_filters_get_the_length_of_the_same_filter_of_the_model",
     ),
     Planted(
         "trap 8", "transposed convolutions by axis 0", "landscapex/model/entries.py",
         "return (owner.groups if tuple(p.shape) == weight_shape else 0), 1",
         "return 0, 1",
-        PARAMETERS + "test_trap_08_filters_are_the_weights_of_one_output_unit",
+        PARAMETERS_FILTERS + "test_trap_08_filters_are_the_weights_of_one_output_unit",
     ),
     Planted(
         "trap 8", "groups of transposed convolutions forgotten", "landscapex/model/entries.py",
         "self.offset + group * per_group * stride + out * inner, per_group, stride, inner",
         "self.offset + out * inner, per_group, stride, inner",
-        PARAMETERS + "test_trap_08_filters_are_the_weights_of_one_output_unit",
+        PARAMETERS_FILTERS + "test_trap_08_filters_are_the_weights_of_one_output_unit",
     ),
     Planted(
         "trap 8", "only 2-D and 4-D tensors", "landscapex/model/entries.py",
         "if len(self.shape) <= 1 or self.size == 0:",
         "if len(self.shape) not in (2, 4) or self.size == 0:",
-        PARAMETERS + "test_trap_08_filters_are_the_weights_of_one_output_unit",
+        PARAMETERS_FILTERS + "test_trap_08_filters_are_the_weights_of_one_output_unit",
     ),
     Planted(
         "trap 9", "biases are copied", "landscapex/axes.py",
         'own = center[e.offset : e.end] if ignore == "copy" else 0.0',
         "own = center[e.offset : e.end]",
-        AXES + "test_trap_09_biases_and_norms_do_not_move_by_default",
+        AXES_NORMALIZE + "test_trap_09_biases_and_norms_do_not_move_by_default",
     ),
     Planted(
         "trap 10", "zero filters are not counted", "landscapex/axes.py",
         "zero = int((norms[-1] == 0).sum())",
         "zero = 0",
-        AXES + "test_trap_10_filters_that_are_zero_do_not_move_and_are_counted",
+        AXES_NORMALIZE + "test_trap_10_filters_that_are_zero_do_not_move_and_are_counted",
     ),
     Planted(
         "trap 10", "0 / 0", "landscapex/_fallback.py",
         "torch.where((d_norm == 0) | (theta_norm == 0), 0.0, theta_norm / d_norm)",
         "theta_norm / d_norm",
-        AXES + "test_trap_10_a_direction_that_is_zero_in_a_filter_stays_zero",
+        AXES_NORMALIZE + "test_trap_10_a_direction_that_is_zero_in_a_filter_stays_zero",
         native=False,
     ),
     Planted(
@@ -145,7 +149,7 @@ TRAPS = [
         "result = torch.where(factor == 0, 0.0, _float64(d) * factor); h = d.shape[-1] // 2; "
         "result[..., h:] = _float64(d)[..., h:] * theta_norm / "
         "torch.cat([result[..., :h], _float64(d)[..., h:]], -1).norm()",
-        AXES + "test_trap_13_every_entry_of_a_filter_gets_the_same_factor",
+        AXES_NORMALIZE + "test_trap_13_every_entry_of_a_filter_gets_the_same_factor",
         native=False,
     ),
     Planted(
@@ -252,13 +256,13 @@ TRAPS = [
         "trap 24", "no lock", "landscapex/model/guard.py",
         "        with self.lock:\n            try:",
         "        if True:\n            try:",
-        GUARD + "test_trap_24_two_objectives_of_one_model_share_its_lock",
+        GUARD_EXCLUSIVE + "test_trap_24_two_objectives_of_one_model_share_its_lock",
     ),
     Planted(
         "trap 24", "one lock per objective", "landscapex/model/guard.py",
         "return _locks.setdefault(model, _ModelLock())",
         "return _ModelLock()",
-        GUARD + "test_trap_24_eight_threads_on_one_objective_get_10000_right_losses",
+        GUARD_EXCLUSIVE + "test_trap_24_eight_threads_on_one_objective_get_10000_right_losses",
     ),
     Planted(
         "trap 25", "lengths in float32", "landscapex/_directions.py",
@@ -288,7 +292,7 @@ TRAPS = [
         "trap 26", "a complex number counts once", "landscapex/model/entries.py",
         "entry_size = 2 if self.dtype.is_complex else 1",
         "entry_size = 1",
-        PARAMETERS + "test_trap_26_filters_of_one_complex_entry_are_biases",
+        PARAMETERS_UNUSUAL + "test_trap_26_filters_of_one_complex_entry_are_biases",
     ),
     Planted(
         "trap 27", "ten classes", "landscapex/losses/metrics.py",
