@@ -30,3 +30,10 @@ def implementation(name: str) -> Iterator[ModuleType]:
         pytest.skip(str(error))
     yield _ops
     torch.ops.landscapex.set_isa("auto")
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def ops(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The operators of `_ops`: plain PyTorch, or compiled for one instruction set."""
+    with implementation(request.param) as found:
+        yield found
