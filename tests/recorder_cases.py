@@ -14,10 +14,10 @@ def network(seed=0):
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
 
 
-def train(model, steps, record=None, *, first=0, lr=0.1):
+def train(model, steps, record=None, *, lr=0.1):
     """SGD with dropout and batch norm; everything drawn from torch's global generator."""
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    for step in range(first, first + steps):
+    for step in range(steps):
         loss = model(torch.randn(8, 3)).square().mean()
         optimizer.zero_grad()
         loss.backward()

@@ -47,7 +47,7 @@ def test_trap_11_two_filter_normalised_draws_are_nearly_orthogonal():
 
 
 def test_trap_11_an_entry_depends_on_seed_direction_and_name_alone():
-    """Not on the order of the layers, the selection, the number of directions or the device."""
+    """Not on the order of the layers, the selection or the number of directions."""
     model = models.seeded(models.LeNet)
     everything = raw(model, 3)
     subset = axes.random(

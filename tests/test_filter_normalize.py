@@ -105,7 +105,7 @@ NORMALIZE_ERRORS = [
 
 @pytest.mark.parametrize(("name", "value", "message"), NORMALIZE_ERRORS)
 def test_filter_normalize_names_the_bad_argument(ops, name, value, message):
-    good = {"directions": D3, "center": P3, "runs": RUN, "groups": COUNT, "norms": NORMS}
+    good = {"directions": D3.clone(), "center": P3, "runs": RUN, "groups": COUNT, "norms": NORMS}
     with pytest.raises(RuntimeError, match=r"^filter_normalize_: " + message):
         ops.filter_normalize_(**{**good, name: value})
 

@@ -7,18 +7,11 @@ import math
 import pytest
 import torch
 from native import operator_reference as reference
-from native.implementations import IMPLEMENTATIONS, implementation, native
-from native.operator_cases import ROUNDING, bits, orthogonalize_case
+from native.implementations import native
+from native.implementations import ops as ops
+from native.operator_cases import MASTER, ROUNDING, bits, orthogonalize_case
 
-MASTER = [torch.float32, torch.float64]
 SHAPES = [(0, 5), (1, 1), (1, 33), (3, 31), (4, 2047), (5, 2048), (9, 2049), (7, 4500), (3, 0)]
-
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def ops(request):
-    """The operators of `_ops`: plain PyTorch, or compiled for one instruction set."""
-    with implementation(request.param) as found:
-        yield found
 
 
 @pytest.mark.parametrize("dtype", MASTER, ids=str)

@@ -13,7 +13,7 @@ def rng(seed=0):
 
 
 def linear(dtype=torch.float64):
-    """Something with 68 parameters: 12 x 5 + 5 + 3."""
+    """Something with 70 parameters: 12 x 5 + 5 + 5."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(12, 5), nn.LayerNorm(5, bias=False)).to(dtype)
 
