@@ -8,6 +8,7 @@ import models
 import numpy as np
 import pytest
 import torch
+from curvature_cases import split
 from curvature_reference import jacobian
 from torch import nn
 
@@ -25,10 +26,6 @@ def classifier(samples: int = 23):
     rng = torch.Generator().manual_seed(4)
     x = torch.randn(samples, 5, generator=rng, dtype=torch.float64)
     return model, x, torch.randint(CLASSES, (samples,), generator=rng)
-
-
-def split(x, y, sizes):
-    return list(zip(x.split(sizes), y.split(sizes), strict=True))
 
 
 def by_definition(model, x, y, class_weights=None):
