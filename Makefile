@@ -29,7 +29,7 @@ check: .venv/installed .venv/checkers .venv/data
 	$(BIN)/mypy landscapex
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 	$(PYTEST) -n 2 -m slow tests
-	$(PYTEST) -n 2 tests/test_other_tools.py tests/test_other_curvature.py
+	$(PYTEST) -n 2 tests/test_other_*.py
 	$(MAKE) docs
 	@if command -v nvcc > /dev/null; then $(BIN)/python tests/native/compile_matrix.py; \
 	else echo "There is no nvcc: CUDA kernels were not compiled for the architectures."; fi
