@@ -12,7 +12,6 @@ are grey holes, counted in the legend.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from landscapex._pictures.coststrip import cost_strip as cost_strip
 from landscapex._pictures.curvature_map import map_figure
 from landscapex._pictures.curves import draw_curves, group_columns
 from landscapex._pictures.eigenvalues import eigenvalues as eigenvalues
+from landscapex._pictures.files import picture_bytes
 from landscapex._pictures.flow import draw_flow as gradient_flow
 from landscapex._pictures.gallery import finish_relief, panels_figure, relief_axes
 from landscapex._pictures.gradients import draw_gradients as gradient_history
@@ -390,6 +390,8 @@ def thumbnail(surface: Surface) -> bytes:
 def save(figure: Figure, path: str | os.PathLike[str], *, dpi: float = 150.0) -> Path:
     """Write a figure to a file; an existing file is replaced at once or not at all.
 
+    The same figure gives the same bytes in png, svg and pdf: no date, no random names.
+
     Args:
         figure: Any matplotlib figure.
         path: Where to; the suffix (``.png``, ``.pdf``, ``.svg``, ...) is the format.
@@ -410,9 +412,7 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: float = 150.0) ->
             f"`path` must end in one of {', '.join('.' + k for k in sorted(known))}, "
             f"got {str(path)!r}."
         )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=suffix, dpi=dpi, bbox_inches="tight")
-    replace_file(check_path(target), buffer.getvalue())
+    replace_file(check_path(target), picture_bytes(figure, suffix, dpi=dpi))
     return target
 
 

@@ -20,6 +20,9 @@ from torch import Tensor
 NEEDS = {
     "needs the folder of real data": "give one with --data DIR",
     "needs Fashion-MNIST": "run `make data`",
+    "needs pyevtk": "install the extra paraview",
+    "needs VTK": "`make check` installs it",
+    "needs Chromium": "`make check` fetches it where there is apt; or install chromium",
     "needs a CUDA device": "they run on a machine with a GPU, `pytest -m gpu` selects them",
 }
 

@@ -341,6 +341,66 @@ class Surface:
 
         return export.to_html(self, path, column=column, **options)
 
+    def to_vts(self, path: str | os.PathLike[str], column: str = "loss", **options: Any) -> Path:
+        """Write the result as a grid for ParaView; needs ``landscapex[paraview]``.
+
+        Args:
+            path: Where to, ending in ``.vts``.
+            column: What the height is.
+            **options: Those of `landscapex.export.to_vts`.
+
+        Returns:
+            The absolute path.
+        """
+        from landscapex import export
+
+        return export.to_vts(self, path, column=column, **options)
+
+    def to_h5(self, path: str | os.PathLike[str], **options: Any) -> Path:
+        """Write a line or a plane as a surface file of Li et al.'s `loss-landscape`.
+
+        Args:
+            path: Where to, ending in ``.h5``.
+            **options: Those of `landscapex.export.to_h5`.
+
+        Returns:
+            The absolute path.
+        """
+        from landscapex import export
+
+        return export.to_h5(self, path, **options)
+
+    def to_csv(self, path: str | os.PathLike[str], **options: Any) -> Path:
+        """Write the result as a table, one row per point.
+
+        Args:
+            path: Where to, ending in ``.csv``.
+            **options: Those of `landscapex.export.to_csv`.
+
+        Returns:
+            The absolute path.
+        """
+        from landscapex import export
+
+        return export.to_csv(self, path, **options)
+
+    def to_picture(
+        self, path: str | os.PathLike[str], column: str = "loss", **options: Any
+    ) -> Path:
+        """Draw the result and write the picture.
+
+        Args:
+            path: Where to, ending in ``.png``, ``.svg`` or ``.pdf``; an existing file is replaced.
+            column: What to draw.
+            **options: Those of `landscapex.export.to_picture`.
+
+        Returns:
+            The absolute path.
+        """
+        from landscapex import export
+
+        return export.to_picture(self, path, column=column, **options)
+
     def __repr__(self) -> str:
         """What it is, in a few lines."""
         size = " x ".join(map(str, self.shape))

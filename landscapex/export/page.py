@@ -1,4 +1,4 @@
-"""Results for other programs: a page that any browser turns and zooms.
+"""A page that any browser turns and zooms.
 
 The page is one file and asks the network for nothing. It is drawn like the pictures of
 `landscapex.plot`: heights and colours are on the scale that `choose` takes, texts are in the unit
@@ -34,10 +34,10 @@ from landscapex._pictures.panel import (
 )
 from landscapex._pictures.relief import BOX
 from landscapex._pictures.scale import Scale, choose, number_text
-from landscapex.errors import ArgumentError, ArgumentTypeError
+from landscapex.errors import ArgumentError
+from landscapex.export.target import check_result, check_target, provenance_line, write
 from landscapex.grids.results import Surface
 from landscapex.plot import _title
-from landscapex.storage.files import check_output, check_space, replace_file
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -45,8 +45,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Trace = dict[str, Any]
 
-_SUFFIXES = (".html", ".htm")
-_SEPARATOR = " \N{MIDDLE DOT} "
+SUFFIXES = (".html", ".htm")
 _FLOOR_ROOM = 0.1  # holes are marked this much of the range below the lowest value
 _ISOSURFACES = 5
 _SYMBOLS = {"centre": "circle", "best": "diamond", "hole": "x"}
@@ -97,11 +96,7 @@ def to_html(
         MissingExtraError: plotly is not installed.
         OutputError: The file cannot be written.
     """
-    target = check_output(path)
-    if target.suffix.lower() not in _SUFFIXES:
-        raise ArgumentError(
-            f"`path` must end in one of {', '.join(_SUFFIXES)}, got {os.fspath(path)!r}."
-        )
+    target = check_target(path, SUFFIXES)
     drawn = figure(surface, column, scale=scale, title=title)
     page = _PAGE.format(
         title=html.escape(_title(title, [surface], [column]) or f"{plain(column)} ({target.stem})"),
@@ -115,9 +110,7 @@ def to_html(
         ),
         provenance=html.escape(provenance_line(surface)),
     ).encode()
-    check_space(target, len(page))
-    replace_file(target, page)
-    return target
+    return write(target, page)
 
 
 def figure(
@@ -152,10 +145,7 @@ def figure(
         'loss (log scale)'
     """
     objects = require("plotly.graph_objects", "interactive")
-    if not isinstance(surface, Surface):
-        raise ArgumentTypeError(
-            f"`surface` must be a result of line, surface or volume, got {type(surface).__name__}."
-        )
+    check_result(surface)
     check_column(surface, column)
     values = surface[column]
     fitted = choose([values], scale)
@@ -176,32 +166,6 @@ def figure(
         **_axes(surface, column, fitted),
     }
     return objects.Figure(traces, layout)
-
-
-def provenance_line(surface: Surface) -> str:
-    """How a result was made, in one line.
-
-    Args:
-        surface: Any result.
-
-    Returns:
-        What its provenance says of version, date, seed and weights, and how much of it there is.
-    """
-    about = surface.provenance
-    size = " \N{MULTIPLICATION SIGN} ".join(map(str, surface.shape))
-    count = int(surface.evaluated.sum())
-    state = "complete" if surface.complete else f"{count:,} of {surface.loss.size:,} evaluated"
-    torch_version = (about.get("versions") or {}).get("torch")
-    weights = (about.get("fingerprint") or {}).get("parameters")
-    parts = [
-        f"landscapex {about.get('landscapex', '')}".rstrip(),
-        about.get("created"),
-        f"{size} points, {state}",
-        None if about.get("seed") is None else f"seed {about['seed']}",
-        torch_version and f"torch {torch_version}",
-        weights and f"weights {str(weights)[:16]}",
-    ]
-    return _SEPARATOR.join(str(part) for part in parts if part)
 
 
 def _curve(surface: Surface, column: str, scale: Scale) -> list[Trace]:
