@@ -224,12 +224,12 @@ class Objective:
                 common_seed=not self.check,
             )
             engine.arrange(layout or self._layouts.get(self._space))
-            self._layouts[self._space] = engine.layout
             session = Session(self, snapshot, engine, center)
             try:
                 yield session
             finally:
                 session.closed = True
+                self._layouts[engine.space] = engine.layout
                 engine.release()
 
     def _freeze(self) -> dict[str, FrozenBatches]:

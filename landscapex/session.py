@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from landscapex.batches import FrozenBatches
 from landscapex.engine.choice import Choice, Region, choose
 from landscapex.engine.eager import EagerEngine, Stop, batch_norms
 from landscapex.errors import (
@@ -21,7 +22,7 @@ from landscapex.errors import (
 )
 from landscapex.model.determinism import name_culprit
 from landscapex.model.guard import Snapshot
-from landscapex.model.parameters import unwrap
+from landscapex.model.parameters import Steps, unwrap
 
 if TYPE_CHECKING:
     from landscapex.objective import Objective
@@ -77,13 +78,11 @@ class Session:
         self._require_open()
         return self.engine.gradient()
 
-    def losses(
-        self, directions: Tensor, points: np.ndarray, stop: Stop | None = None
-    ) -> np.ndarray:
+    def losses(self, directions: Steps, points: np.ndarray, stop: Stop | None = None) -> np.ndarray:
         """Values ``(G, M)`` at coordinates ``(G, K)`` along ``(K, P)`` directions."""
         self._require_open()
         compiled = self.choice.compiled
-        if compiled is None or not compiled.serves(directions):
+        if compiled is None or not (isinstance(directions, Tensor) and compiled.serves(directions)):
             return self.engine.losses(self.snapshot, self.center, directions, points, stop)
         values = compiled.losses(points, stop)
         # sums of transformed tiles (Winograd) may be NaN where the model overflows to infinity
@@ -95,7 +94,7 @@ class Session:
 
     def choose_engine(
         self,
-        directions: Tensor,
+        directions: Steps,
         region: Region,
         center: list[float],
         *,
@@ -243,7 +242,7 @@ class Session:
                     "samples": f.num_samples,
                     "fingerprint": f.fingerprint,
                     "cache": f.cache,
-                    "notes": list(f.notes),
+                    "notes": [*f.notes, *self._pieces(f)],
                 }
                 for name, f in self.engine.data.items()
             },
@@ -255,6 +254,13 @@ class Session:
                 "check": self.objective.check,
             },
         }
+
+    def _pieces(self, batches: FrozenBatches) -> list[str]:
+        """What is to be said of batches that are cut, because memory is short."""
+        most = self.engine.layout.most
+        if most is None or most >= max(batches.sizes):
+            return []
+        return [f"memory was short: {most} samples went through the model at a time"]
 
 
 def _autocast(device: torch.device) -> str:
@@ -275,14 +281,14 @@ def digest_of(named: Mapping[str, Tensor]) -> str:
     return _sha256(*_tensor_parts(named))
 
 
-def _tensor_parts(named: Mapping[str, Tensor]) -> Iterator[str | bytes]:
+def _tensor_parts(named: Mapping[str, Tensor]) -> Iterator[str | memoryview]:
     for name, t in sorted(named.items()):
         yield f"{name}:{t.dtype}:{tuple(t.shape)}"
         flat = t.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-        yield flat.view(torch.uint8).cpu().numpy().tobytes() if t.numel() else b""
+        yield memoryview(flat.view(torch.uint8).cpu().numpy().data) if t.numel() else ""
 
 
-def _sha256(*parts: str | bytes) -> str:
+def _sha256(*parts: str | memoryview) -> str:
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from scipy.special import ndtri, stdtrit
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from landscapex._arrays import Array
+from landscapex._progress_bar import progress_bar
 from landscapex.errors import ArgumentError, NonFiniteProductError
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class Products:
     def __init__(self, operator: SymmetricOperator, total: int, progress: bool, name: str) -> None:
         self.operator, self.taken = operator, 0
         self.rounding = _ROUNDINGS * float(torch.finfo(operator.dtype).eps)
-        self._bar = tqdm(
+        self._bar = progress_bar(
             total=total, unit="product", desc=name, delay=0.5, dynamic_ncols=True,
             disable=not progress or sys.stderr is None,
         )  # fmt: skip

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from landscapex._numbers import check_count, check_positive
+from landscapex._progress_bar import progress_bar
 from landscapex._warnings import warn
 from landscapex.curvature.draws import check_seed
 from landscapex.curvature.eigenpairs import Eigenpairs, orient_
@@ -106,7 +106,7 @@ def eigenpairs(
     given = _start(operator, start, settings.block)
     krylov = Krylov(operator, most=settings.basis, block=settings.block, seed=seed, start=given)
     hidden = not progress or sys.stderr is None
-    with tqdm(desc="eigenpairs", unit=" products", disable=hidden, leave=False) as bar:
+    with progress_bar(desc="eigenpairs", unit=" products", disable=hidden, leave=False) as bar:
         search = _Search(krylov, settings, bar)
         residuals, values, scale = search.run()
     order = np.argsort(values) if which == "BE" else _chosen(values, k, which)

@@ -24,13 +24,14 @@ from landscapex.errors import (
     DirectionError,
     NonFiniteProductError,
 )
-from landscapex.grids.evaluate import Shard, checked_options
-from landscapex.grids.filling import Auto, Plane, Progress, fill_grid
+from landscapex.grids.filling import fill_grid
 from landscapex.grids.grid import AXIS_NAMES, Span
+from landscapex.grids.options import Auto, Plane, Progress, Shard, checked_options
 from landscapex.grids.quantities import Losses
 from landscapex.grids.results import Surface
+from landscapex.grids.time_limit import TimeLimit
 from landscapex.interrupts import Abandon
-from landscapex.model.parameters import Ignore, Normalize
+from landscapex.model.parameters import Ignore, Normalize, Steps
 from landscapex.model.selection import Selection
 from landscapex.objective import Objective, bind
 from landscapex.session import Point, Session
@@ -62,6 +63,7 @@ def curvature_map(
     out: str | os.PathLike[str] | None = None,
     resume: bool = True,
     shard: Shard = None,
+    time_limit: TimeLimit = None,
     threads: int | None = None,
     progress: bool = True,
     callback: Callable[[Progress], object] | None = None,
@@ -99,6 +101,7 @@ def curvature_map(
         out: As in `surface`.
         resume: As in `surface`.
         shard: As in `surface`.
+        time_limit: As in `surface`.
         threads: As in `surface`.
         progress: As in `surface`.
         callback: As in `surface`.
@@ -220,7 +223,7 @@ class SpectrumEnds(Losses):
         self.seconds += time.monotonic() - began
         return [*losses, *row]
 
-    def prepare(self, directions: Tensor, region: Region, center: list[float], engine: str) -> None:
+    def prepare(self, directions: Steps, region: Region, center: list[float], engine: str) -> None:
         """Losses are those of the model itself, which then stands at the point."""
         self.directions = directions
 

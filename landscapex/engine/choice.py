@@ -16,6 +16,7 @@ from landscapex.engine.preparation import PlanCache, compile_engine, refuse
 from landscapex.engine.validation import LOSS, check_points, validate
 from landscapex.errors import CaptureError, LandscapexError
 from landscapex.model.guard import Snapshot
+from landscapex.model.parameters import Steps
 
 ENGINES = ("auto", "eager", "compiled")
 # A run that is over sooner than a model is captured stays on the eager engine. The rule counts
@@ -26,6 +27,7 @@ _FEW_SAMPLES = 1e-3  # of an accuracy: scores that are equal but for rounding ma
 # of two computations in bf16 that do not round at the same places
 _ROUNDED_LOSS = 0.1
 _SOME_SAMPLES = 2e-2
+_IN_PIECES = "directions so large that they are drawn anew for every point"
 _REASON = 200  # characters that a reason takes over from an error
 
 log = logging.getLogger("landscapex")
@@ -66,7 +68,7 @@ def choose(
     eager: EagerEngine,
     snapshot: Snapshot,
     center: Tensor,
-    directions: Tensor,
+    directions: Steps,
     region: Region,
     values: list[float],
     plans: PlanCache,
@@ -89,6 +91,14 @@ def choose(
     Raises:
         CaptureError: If ``"compiled"`` is wanted and cannot be had.
     """
+    if not isinstance(directions, Tensor):
+        if wanted == "compiled":
+            raise CaptureError(
+                "`engine='compiled'` must have directions that are held in memory, got "
+                f"{_IN_PIECES}.",
+                _IN_PIECES,
+            )
+        return Choice("eager", _IN_PIECES)
     choice = _choose(wanted, eager, snapshot, center, directions, region, values, plans)
     if choice.compiled is None:
         low, high, points = region.low, region.high, region.points

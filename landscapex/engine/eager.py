@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,19 +14,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from landscapex._warnings import warn
 from landscapex.batches import FrozenBatches
-from landscapex.engine.layout import Layout, choose_layout
+from landscapex.engine import memory
+from landscapex.engine.layout import Layout, choose_layout, samples_are_separate
 from landscapex.engine.onednn import covered_linear
-from landscapex.errors import ArgumentError, EmptyDataError, LossError
+from landscapex.errors import ArgumentError, DataError, EmptyDataError, LossError
 from landscapex.grids.grid import AXIS_NAMES
 from landscapex.interrupts import Abandon
 from landscapex.losses.measure import Measure
 from landscapex.losses.totals import Terms, Totals
 from landscapex.model.guard import Snapshot, common_draws
-from landscapex.model.parameters import ParameterSpace
+from landscapex.model.parameters import ParameterSpace, Steps
 
 BN_MODES = ("eval", "recompute", "batch")
 PRECISIONS = ("model", "fp32", "tf32", "bf16x3", "bf16")
+_ONE_VALUE = "Expected more than 1"  # value, or spatial element; so torch begins
 _COMMON_SEED = 0  # stochastic losses see the same draws at every point
 
 log = logging.getLogger("landscapex")
@@ -134,7 +138,7 @@ class EagerEngine:
         self,
         snapshot: Snapshot,
         center: Tensor,
-        directions: Tensor,
+        directions: Steps,
         points: np.ndarray,
         stop: Stop | None = None,
     ) -> np.ndarray:
@@ -189,6 +193,19 @@ class EagerEngine:
 
     def here(self, stop: Stop | None = None) -> list[float]:
         """Losses and metrics of the model as it stands now, in the order of `columns`."""
+        before = self.layout.most
+        while True:
+            try:
+                values = self._here(stop)
+                break
+            except Exception as error:  # half as many samples at a time, and half again
+                if not memory.is_short(error) or not self._take_less(error):
+                    raise
+        if self.layout.most != before:
+            warn(f"memory is short: {self.layout.most} samples go through the model at a time.")
+        return values
+
+    def _here(self, stop: Stop | None) -> list[float]:
         try:
             values, names = self._evaluate(stop)
         except RuntimeError as error:
@@ -200,6 +217,25 @@ class EagerEngine:
         if names != self.columns:
             self._settle(names)
         return values
+
+    def _take_less(self, error: Exception) -> bool:
+        """Let half as many samples go through the model at a time; False if that cannot be."""
+        memory.let_go(error, self.space.device)
+        first = next(iter(self.laid_out.values()))
+        largest = max(size for batches in self.laid_out.values() for size in batches.sizes)
+        most = min(self.layout.most or largest, largest)
+        separate = self.layout.most is not None or self._samples_are_separate(first)
+        if most == 1 or not separate:
+            error.add_note(memory.advice(most, self.space.device, separate=separate))
+            return False
+        self.layout = replace(self.layout, most=-(-most // 2))
+        return True
+
+    def _samples_are_separate(self, first: FrozenBatches) -> bool:
+        if self.bn != "eval" and self._norms:
+            return False
+        with self._draws(), torch.no_grad(), self._mode():
+            return samples_are_separate(self.space.model, self.measure, first)
 
     def _settle(self, names: tuple[str, ...]) -> None:
         """Take the names of the first point, which those of every other point must equal."""
@@ -224,18 +260,19 @@ class EagerEngine:
     def _values(self, stop: Stop | None) -> tuple[list[float], tuple[str, ...]]:
         values: list[float] = []
         names: tuple[str, ...] = ()
-        model = self.space.model
+        model, most = self.space.model, self.layout.most
         for name, batches in self.laid_out.items():
             totals = self.totals[name] = Totals()
             b = 0
             try:  # not by way of `_terms`: beside a small network, a generator counts
-                for batch in batches:
+                for batch in batches if most is None else memory.in_pieces(batches, most):
                     if stop is not None:
                         stop.poll()
                     totals.add(self.measure(model, batch))
                     b += 1
             except Exception as error:
                 error.add_note(f"landscapex: in batch {b} of {name}")
+                self._refuse_single_values(error)
                 raise
             columns = totals.columns
             names = (*names, *[f"{name}_{c}" for c in columns]) if names else columns
@@ -287,7 +324,20 @@ class EagerEngine:
                 yield self.measure(self.space.model, batch)
             except Exception as error:
                 error.add_note(f"landscapex: in batch {b} of {name}")
+                self._refuse_single_values(error)
                 raise
+
+    def _refuse_single_values(self, error: Exception) -> None:
+        """Say in our words that a channel with one value has no variance."""
+        if self.bn == "eval" or not str(error).startswith(_ONE_VALUE):
+            return
+        refused = DataError(
+            f"with bn={self.bn!r}, every batch must give batch norm more than one value per "
+            f"channel, got {str(error).partition('got ')[2]}: leave out a last batch of one sample "
+            "(drop_last=True), take larger batches, or bn='eval'."
+        )
+        refused.__notes__ = error.__notes__
+        raise refused from error
 
     def squared_norm(self) -> Tensor:
         """Of the chosen parameters as they stand, 0-d float64."""
@@ -358,7 +408,16 @@ class EagerEngine:
         """Running statistics as the plain average over the batches of the first data set.
 
         One pass in training mode with cumulative averages (``momentum=None``).
+
+        Raises:
+            DataError: If there are fewer than 2 samples.
         """
+        name, batches = next(iter(self.data.items()))
+        if batches.num_samples < 2:
+            raise DataError(
+                f"`{name}` must hold at least 2 samples with bn='recompute', got "
+                f"{batches.num_samples}: one sample has no variance."
+            )
         momenta = [m.momentum for m in norms]
         # to an instance norm, a momentum of None is 0: it gets the weights of the average
         instance = [m for m in norms if isinstance(m, _InstanceNorm)]
@@ -367,7 +426,6 @@ class EagerEngine:
                 m.reset_running_stats()
                 m.momentum = 1.0 if m in instance else None
                 m.train()
-            name, batches = next(iter(self.data.items()))
             with torch.no_grad():
                 for k, _ in enumerate(self._terms(batches, name, None)):
                     for m in instance:

@@ -200,6 +200,8 @@ def _refuse(eager: EagerEngine) -> None:
         raise NotRecordedError("check=False asks for random draws")
     if eager.differentiates:
         raise NotRecordedError("the loss differentiates")
+    if eager.layout.most is not None:
+        raise NotRecordedError("device memory is short")
     if eager.bn == "recompute" and batch_norms(eager.space.model):
         raise NotRecordedError("bn='recompute' goes through the data twice")
     for name, batches in eager.laid_out.items():

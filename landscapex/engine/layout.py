@@ -26,6 +26,7 @@ _CACHE_BYTES = 4 << 20  # of the largest activation of a batch
 _COPIED_BYTES = 1 << 30  # of data, at most, that are kept a second time
 _PROBED = 8  # samples
 _AGAIN = slice(3, 6)  # of these; neither the first nor the last, and no divisor as a number
+_FEWEST = 3  # samples that are probed where memory is short
 _TOLERANCE = 1e-3  # relative; one sample in two batches, where samples do not meet
 
 
@@ -37,11 +38,14 @@ class Layout:
         batch: Samples per batch; None leaves the user's batches as they are.
         channels_last: Whether the channels of images are together.
         onednn_linear: Whether oneDNN computes linear layers.
+        most: Samples that go through the model at a time, at most: fewer than a batch where memory
+            was short; None if it was not.
     """
 
     batch: int | None = None
     channels_last: bool = False
     onednn_linear: bool = False
+    most: int | None = None
 
     def apply(self, batches: FrozenBatches) -> FrozenBatches:
         """Lay batches out.
@@ -124,6 +128,32 @@ def _choose_batches(model: nn.Module, measure: Measure, first: FrozenBatches) ->
     except Exception:  # a view of what is no longer in one piece
         same = False
     return Layout(size, channels_last=same)
+
+
+def samples_are_separate(model: nn.Module, measure: Measure, first: FrozenBatches) -> bool:
+    """Whether samples may go through the model in smaller batches than those of the user.
+
+    One sample goes through it twice: between two others, and alone.
+
+    Args:
+        model: In the mode of the evaluation.
+        measure: The loss.
+        first: The batches.
+
+    Returns:
+        False too if that cannot be found out.
+    """
+    if not measure.regroupable or not first.separable or first.num_samples < _FEWEST:
+        return False
+    batch, called, alone = first.head(_FEWEST), _with_own_buffers(model), slice(1, 2)
+    try:
+        expected, found = (
+            list(output_tensors(predict(called, map_leaves(batch, itemgetter(s)), measure.name)[0]))
+            for s in (slice(_FEWEST), alone)
+        )
+    except Exception:  # whatever a model cannot do with fewer samples, it need not
+        return False
+    return _same_samples(expected, found, alone)
 
 
 def batch_size(activation_bytes: int, parameter_bytes: int) -> int:
@@ -211,14 +241,14 @@ def _bytes_per_sample(many: list[int], few: list[int]) -> int | None:
     return max(((a - b) // samples for a, b in zip(many, few, strict=True)), default=0)
 
 
-def _same_samples(expected: list[Tensor], found: list[Tensor]) -> bool:
+def _same_samples(expected: list[Tensor], found: list[Tensor], again: slice = _AGAIN) -> bool:
     """Whether samples have the same outputs in both batches."""
     if len(expected) != len(found):
         return False
     for a, b in zip(expected, found, strict=True):
-        if a.ndim == 0 or a[_AGAIN].shape != b.shape or not a.is_floating_point():
+        if a.ndim == 0 or a[again].shape != b.shape or not a.is_floating_point():
             return False
-        a, b = a[_AGAIN].detach().double(), b.detach().double()
+        a, b = a[again].detach().double(), b.detach().double()
         scale = float(a.abs().nan_to_num(posinf=0.0).amax()) if a.numel() else 0.0
         if not torch.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE * scale, equal_nan=True):
             return False

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from landscapex._arrays import Array, read_only
+from landscapex._progress_bar import progress_bar
 from landscapex._warnings import warn
 from landscapex.errors import (
     ArgumentError,
@@ -175,7 +175,7 @@ def cost_strip(
     began = time.monotonic()
     with (
         Interrupts() as interrupts,
-        tqdm(
+        progress_bar(
             total=places.size * len(along), unit="point", desc="cost strip", delay=0.5,
             disable=not progress or sys.stderr is None, dynamic_ncols=True,
         ) as bar,

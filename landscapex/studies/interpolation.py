@@ -15,12 +15,13 @@ from landscapex._warnings import warn
 from landscapex.engine.choice import Choice, Region
 from landscapex.engine.eager import Stop, batch_norms
 from landscapex.errors import ArgumentTypeError, CaptureError
-from landscapex.grids.evaluate import Shard, checked_options
-from landscapex.grids.filling import Progress, fill_grid
+from landscapex.grids.filling import fill_grid
 from landscapex.grids.grid import Span
+from landscapex.grids.options import Progress, Shard, checked_options
 from landscapex.grids.quantities import Losses
 from landscapex.grids.results import Surface
-from landscapex.model.parameters import unwrap
+from landscapex.grids.time_limit import TimeLimit
+from landscapex.model.parameters import Steps, unwrap
 from landscapex.objective import Objective, bind
 from landscapex.session import Session, digest_of
 from landscapex.studies.segment import Companions, Tensors, absent, tensors_of
@@ -45,6 +46,7 @@ def interpolate(
     out: str | os.PathLike[str] | None = None,
     resume: bool = True,
     shard: Shard = None,
+    time_limit: TimeLimit = None,
     engine: str = "auto",
     precision: str = "model",
     threads: int | None = None,
@@ -79,6 +81,7 @@ def interpolate(
         out: See `surface`.
         resume: See `surface`.
         shard: See `surface`.
+        time_limit: See `surface`.
         engine: See `surface`. Where buffers or frozen parameters differ, the eager engine runs.
         precision: See `Objective`.
         threads: See `surface`.
@@ -199,7 +202,7 @@ class _Between(Losses):
         tensors = {"": self._frame[1], **self._companions.tensors}
         return {"computes": "interpolation", "end": digest_of(tensors)}
 
-    def prepare(self, directions: Tensor, region: Region, center: list[float], engine: str) -> None:
+    def prepare(self, directions: Steps, region: Region, center: list[float], engine: str) -> None:
         """Choose the engine; the compiled one knows no tensors that follow."""
         if not len(self._companions):
             super().prepare(directions, region, center, engine)

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from landscapex._directions import Axis, Directions, check_layout, check_usable, layout_of
+from landscapex._progress_bar import progress_bar
 from landscapex._warnings import warn
 from landscapex.errors import (
     ArgumentError,
@@ -222,7 +222,10 @@ def _buffers(rows: Rows) -> list[str]:
 
 def _watched(count: int, progress: bool) -> Iterator[int]:
     hidden = not progress or sys.stderr is None
-    return iter(tqdm(range(count), unit="checkpoint", disable=hidden, delay=0.5, desc="trajectory"))
+    bar = progress_bar(
+        range(count), unit="checkpoint", disable=hidden, delay=0.5, desc="trajectory"
+    )
+    return iter(bar)
 
 
 def _copy(state: State, space: ParameterSpace) -> State:

@@ -5,18 +5,27 @@ from __future__ import annotations
 from .runner import Planted
 
 AXES_GIVEN = "tests/test_axes_given.py::"
+BATCHES = "tests/test_batches.py::"
+BATCH_NORM = "tests/test_batch_norm_edges.py::"
+CHECKPOINTS = "tests/test_checkpoints.py::"
+CLOCKS = "tests/test_clocks.py::"
+DEVICES = "tests/test_devices.py::"
 EVALUATE = "tests/test_evaluate.py::"
 EXPORT = "tests/test_export.py::"
+FULL_DISK = "tests/test_full_disk.py::"
 GRID = "tests/test_grid.py::"
 GUARD_CHANGES = "tests/test_guard_changes.py::"
 GUARD_EXCLUSIVE = "tests/test_guard_exclusive.py::"
 INTERRUPTS = "tests/test_interrupts.py::"
 JOURNAL = "tests/test_journal_damage.py::"
 KILLS = "tests/test_kills.py::"
+LOCK = "tests/test_lock.py::"
 OBJECTIVE_REFUSED = "tests/test_objective_refused.py::"
 PARAMETERS = "tests/test_parameters.py::"
 PARAMETERS_UNUSUAL = "tests/test_parameters_unusual.py::"
 RESUME = "tests/test_resume.py::"
+SHORT_MEMORY = "tests/test_short_memory.py::"
+STORE = "tests/test_store.py::"
 
 FAULTS = [
     Planted(
@@ -44,6 +53,28 @@ FAULTS = [
         INTERRUPTS + "test_fault_02_ctrl_c_before_the_first_point_stops_at_once",
     ),
     Planted(
+        "fault 3", "half a line stays on a full disk", "landscapex/storage/journal.py",
+        "                os.ftruncate(self._descriptor, end)\n",
+        "                pass\n",
+        FULL_DISK + "test_fault_03_a_full_disk_ends_a_surface_which_goes_on_when_there_is_room",
+    ),
+    Planted(
+        "fault 3", "points that were not written count as kept", "landscapex/storage/journal.py",
+        "            self._write(chunk_line(start, array, self._seed), start)\n"
+        "            self._values[start:stop] = array\n"
+        "            self._done[start:stop] = True\n",
+        "            self._values[start:stop] = array\n"
+        "            self._done[start:stop] = True\n"
+        "            self._write(chunk_line(start, array, self._seed), start)\n",
+        JOURNAL + "test_fault_03_a_full_disk_stops_cleanly_and_the_journal_goes_on_later",
+    ),
+    Planted(
+        "fault 3", "nobody asks for room", "landscapex/storage/files.py",
+        "    if status.f_blocks and free < needed:",
+        "    if False:",
+        JOURNAL + "test_fault_03_room_is_checked_before_the_run",
+    ),
+    Planted(
         "fault 4", "a torn line stays", "landscapex/storage/journal.py",
         "                os.truncate(path, contents.end)\n",
         "",
@@ -66,6 +97,50 @@ FAULTS = [
         "_tensor_parts(dict(model.named_buffers()))",
         "_tensor_parts({})",
         RESUME + "test_fault_05_another_run_is_never_mixed_in[journal-buffers]",
+    ),
+    Planted(
+        "fault 6", "the lock of a living process is taken", "landscapex/storage/lock.py",
+        "            if holder is not None and not _is_stale(holder):\n",
+        "            if False:\n",
+        LOCK + "test_fault_06_a_second_writer_fails_at_once",
+    ),
+    Planted(
+        "fault 6", "the lock of a dead process stays", "landscapex/storage/lock.py",
+        "    return start is None or bool(start and",
+        "    return bool(start and",
+        LOCK + "test_fault_06_the_lock_of_a_dead_process_is_stale",
+    ),
+    Planted(
+        "fault 7", "a damaged result is read", "landscapex/storage/store.py",
+        "    if data[:USER_BLOCK] != _user_block(data[USER_BLOCK:]):\n",
+        "    if False:\n",
+        STORE + "test_fault_07_one_flipped_bit_is_found_before_hdf5_sees_a_byte",
+    ),
+    Planted(
+        "fault 8", "pickles are run", "landscapex/storage/checkpoints.py",
+        "weights_only=True",
+        "weights_only=False",
+        CHECKPOINTS + "test_fault_08_a_malicious_pickle_is_refused_and_not_run",
+    ),
+    Planted(
+        "fault 9", "shapes do not count", "landscapex/storage/checkpoints.py",
+        "    if model.shape != file.shape:\n",
+        "    if False:\n",
+        CHECKPOINTS + "test_fault_09_one_error_lists_every_kind_of_mismatch",
+    ),
+    Planted(
+        "fault 9", "a thousand names are listed", "landscapex/storage/checkpoints.py",
+        "        listed = problems[:_LISTED]\n",
+        "        listed = problems\n",
+        CHECKPOINTS + "test_fault_09_at_most_ten_names_are_listed",
+    ),
+    Planted(
+        "fault 9", "the errors of the reader of safetensors", "landscapex/storage/checkpoints.py",
+        "    except Exception as error:\n"
+        '        raise CorruptFileError(f"{path} is not a readable safetensors file: {error}.") from error\n',
+        "    except KeyError as error:\n"
+        '        raise CorruptFileError(f"{path} is not a readable safetensors file: {error}.") from error\n',
+        CHECKPOINTS + "test_fault_09_a_damaged_file_is_named",
     ),
     Planted(
         "fault 10", "NaN in the centre", "landscapex/session.py",
@@ -140,6 +215,91 @@ FAULTS = [
         OBJECTIVE_REFUSED + "test_fault_18_what_is_not_a_loss_is_refused",
     ),
     Planted(
+        "fault 19", "directions stay where they are", "landscapex/grids/filling.py",
+        "directions.vectors.to(session.space.device, session.space.dtype)",
+        "directions.vectors",
+        DEVICES + "test_fault_19_directions_of_another_device_and_dtype_are_brought_to_the_model",
+    ),
+    Planted(
+        "fault 19", "checkpoints are read to the GPU that they came from",
+        "landscapex/storage/checkpoints.py",
+        'map_location="cpu", ',
+        "",
+        DEVICES + "test_fault_19_a_checkpoint_of_a_machine_with_a_gpu_is_read_without_one",
+    ),
+    Planted(
+        "fault 19", "nobody is told that data move", "landscapex/batches.py",
+        "if torch.device(place) != device)",
+        "if torch.device(place) == device)",
+        BATCHES + "test_fault_19_batches_are_moved_once_with_a_note",
+    ),
+    Planted(
+        "fault 20", "short memory ends an evaluation", "landscapex/engine/eager.py",
+        "if not memory.is_short(error) or not self._take_less(error):",
+        "if memory.is_short(error) or not self._take_less(error):",
+        SHORT_MEMORY + "test_fault_20_batches_are_halved_until_there_is_room",
+    ),
+    Planted(
+        "fault 20", "samples that meet are parted", "landscapex/engine/layout.py",
+        "    return _same_samples(expected, found, alone)\n",
+        "    return True\n",
+        SHORT_MEMORY + "test_fault_20_batches_that_cannot_be_cut_are_an_error_that_helps",
+    ),
+    Planted(
+        "fault 20", "the same batch is tried in vain again", "landscapex/objective.py",
+        "                self._layouts[engine.space] = engine.layout\n",
+        "",
+        SHORT_MEMORY + "test_fault_20_an_objective_remembers_and_a_journal_too",
+    ),
+    Planted(
+        "fault 20", "graphs of whole batches where memory is short", "landscapex/engine/graphs.py",
+        "    if eager.layout.most is not None:\n",
+        "    if False:\n",
+        SHORT_MEMORY + "test_fault_20_a_device_without_room_gets_no_graphs",
+    ),
+    Planted(
+        "fault 20", "a failed evaluation keeps its memory", "landscapex/engine/memory.py",
+        "    traceback.clear_frames(error.__traceback__)\n",
+        "    traceback.format_exception(error)\n",
+        SHORT_MEMORY + "test_fault_20_a_failed_evaluation_holds_nothing_while_the_next_one_runs",
+    ),
+    Planted(
+        "fault 20", "a device without room for the data", "landscapex/batches.py",
+        "        except torch.OutOfMemoryError:\n",
+        "        except MemoryError:\n",
+        BATCHES + "test_fault_20_batches_for_which_a_device_has_no_room_stay_in_main_memory",
+    ),
+    Planted(
+        "fault 21", "points are kept before the device has answered", "landscapex/grids/filling.py",
+        "        self.session.snapshot.check_unchanged(contents=True)  # before they are kept\n",
+        "",
+        DEVICES + "test_fault_21_no_point_of_a_lost_device_is_journalled",
+    ),
+    Planted(
+        "fault 21", "sums are read before they are there", "landscapex/engine/device.py",
+        "space.totals.cpu().numpy()",
+        "space.totals.numpy()",
+        DEVICES + "test_fault_21_sums_of_the_compiled_engine_are_waited_for",
+    ),
+    Planted(
+        "fault 23", "torch's words for a batch of one sample", "landscapex/engine/eager.py",
+        'if self.bn == "eval" or not str(error).startswith(_ONE_VALUE):',
+        "if True:",
+        BATCH_NORM + "test_fault_23_a_batch_of_one_sample_has_no_variance",
+    ),
+    Planted(
+        "fault 23", "the statistics of one sample", "landscapex/engine/eager.py",
+        "        if batches.num_samples < 2:\n",
+        "        if batches.num_samples < 1:\n",
+        BATCH_NORM + "test_fault_23_statistics_are_not_recomputed_from_one_sample",
+    ),
+    Planted(
+        "fault 23", "statistics that are no numbers", "landscapex/session.py",
+        "            if n := int(torch.isnan(t).sum()):\n",
+        "            if n := int(torch.isnan(t).all()):\n",
+        BATCH_NORM + "test_fault_23_a_running_variance_that_is_no_number_is_named",
+    ),
+    Planted(
         "fault 24", "meta tensors", "landscapex/model/selection.py",
         "        elif p.is_meta:\n",
         "        elif False:\n",
@@ -182,9 +342,45 @@ FAULTS = [
         GUARD_CHANGES + "test_fault_27_a_model_changed_by_its_loss_is_an_error",
     ),
     Planted(
+        "fault 28", "a folder that nobody may write to", "landscapex/storage/files.py",
+        "    if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=effective):\n",
+        "    if False:\n",
+        STORE + "test_fault_28_a_folder_without_permission_is_refused_at_the_start",
+    ),
+    Planted(
+        "fault 28", "a folder as a result", "landscapex/storage/files.py",
+        "    if stat.S_ISDIR(mode):\n",
+        "    if False:\n",
+        STORE + "test_fault_28_a_place_that_cannot_be_written_is_refused_at_the_start",
+    ),
+    Planted(
+        "fault 28", "a link is replaced", "landscapex/storage/files.py",
+        "Path(os.path.realpath(text))",
+        "Path(os.path.abspath(text))",
+        STORE + "test_fault_28_a_link_is_written_through_and_shares_the_lock",
+    ),
+    Planted(
         "fault 29", "a missing package is any ImportError", "landscapex/_extras.py",
         "    except ImportError as error:\n",
         "    except MissingExtraError as error:\n",
         EXPORT + "test_fault_29_a_missing_extra_is_named_with_the_command_that_installs_it",
+    ),
+    Planted(
+        "fault 30", "the seconds of a clock that is set", "landscapex/grids/filling.py",
+        "                        seconds = time.monotonic() - began\n",
+        "                        seconds = time.time() - began\n",
+        CLOCKS + "test_fault_30_a_clock_that_jumps_changes_neither_results_nor_times",
+    ),
+    Planted(
+        "fault 30", "the grace of a clock that is set", "landscapex/interrupts.py",
+        "time.monotonic() - self._since > GRACE",
+        "time.time() - self._since > GRACE",
+        CLOCKS + "test_fault_30_a_stopped_run_has_its_seconds_of_grace",
+    ),
+    Planted(
+        "fault 30", "the time left of a clock that is set", "landscapex/_progress_bar.py",
+        "    bar._time = time.monotonic  #",
+        "    bar._time = bar._time  #",
+        CLOCKS + "test_fault_30_the_time_left_is_that_of_a_clock_that_nobody_sets",
     ),
 ]  # fmt: skip

@@ -126,15 +126,15 @@ TRAPS = [
         native=False,
     ),
     Planted(
-        "trap 11", "uniform draws", "landscapex/axes.py",
-        "gaussian_(vectors[k, e.offset : e.end], f\"{seed}/direction/{k}/{e.name}\")",
-        "vectors[k, e.offset : e.end] = torch.rand(e.size)",
+        "trap 11", "uniform draws", "landscapex/model/drawn.py",
+        "gaussian_(out, f\"{seed}/direction/{k}/{entry.name}\")",
+        "out[:] = torch.rand(entry.size)",
         AXES + "test_trap_11_directions_are_gaussian",
     ),
     Planted(
-        "trap 11", "the draw depends on the selection", "landscapex/axes.py",
-        'f"{seed}/direction/{k}/{e.name}"',
-        'f"{seed}/direction/{k}/{e.offset}"',
+        "trap 11", "the draw depends on the selection", "landscapex/model/drawn.py",
+        'f"{seed}/direction/{k}/{entry.name}"',
+        'f"{seed}/direction/{k}/{entry.offset}"',
         AXES + "test_trap_11_an_entry_depends_on_seed_direction_and_name_alone",
     ),
     Planted(

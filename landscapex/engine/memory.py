@@ -1,0 +1,84 @@
+"""Short memory: fewer samples go through the model at a time, and the numbers stay."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
+
+import torch
+
+from landscapex._batch import Batch, form, map_leaves, sample_count
+
+_SAID_BY = ("DefaultCPUAllocator: can't allocate memory", "std::bad_alloc")
+
+
+def is_short(error: Exception) -> bool:
+    """Whether an error says that memory is short.
+
+    Args:
+        error: From anywhere within an evaluation.
+
+    Returns:
+        True for a CUDA device without memory, and for a system that refuses more of it.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID_BY)
+
+
+def let_go(error: Exception, device: torch.device) -> None:
+    """Give back what a failed evaluation still holds.
+
+    Args:
+        error: Its traceback keeps the tensors of every function that it went through.
+        device: Of the model; what torch keeps there for later may lie in pieces too small to use.
+    """
+    traceback.clear_frames(error.__traceback__)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def in_pieces(batches: Iterable[Batch], most: int | None) -> Iterator[Batch]:
+    """Hand out batches in pieces.
+
+    Args:
+        batches: Of any kind; those that are not tensors of samples stay whole.
+        most: Samples of a piece, at most; None leaves all batches whole.
+
+    Yields:
+        Views of the batches, in order.
+
+    Example:
+        >>> [len(piece) for piece in in_pieces([torch.zeros(5), torch.zeros(2)], 2)]
+        [2, 2, 1, 2]
+    """
+    for batch in batches:
+        samples = sample_count(batch)
+        if most is None or samples <= most or form(batch, samples) is None:
+            yield batch
+            continue
+        for start in range(0, samples, most):
+            yield map_leaves(batch, itemgetter(slice(start, start + most)))
+
+
+def advice(most: int, device: torch.device, *, separate: bool) -> str:
+    """What to say to who gets the error all the same.
+
+    Args:
+        most: Samples that went through the model at a time.
+        device: Of the model.
+        separate: Whether samples could have gone through it one by one.
+
+    Returns:
+        A line.
+    """
+    peak = ""
+    if device.type == "cuda":
+        peak = f"; {torch.cuda.max_memory_allocated(device):,} bytes were in use at most"
+    if separate:
+        return f"landscapex: memory is short with one sample at a time{peak}."
+    return (
+        f"landscapex: memory is short with batches of {most} samples{peak}. They are not cut into "
+        "smaller ones, because samples may meet in this model or loss: pass smaller batches."
+    )

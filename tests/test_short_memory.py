@@ -1,0 +1,191 @@
+"""A model for which memory is short: fewer samples at a time, the same numbers, a clear end.
+
+The compiled engine's share is in test_device_engine.py, that of data in test_batches.py.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+
+import models
+import numpy as np
+import pytest
+import reference
+import torch
+from recorded_graph import RecordedGraph
+from torch import nn
+
+import landscapex as lx
+from landscapex.engine import graphs
+from landscapex.errors import LandscapexWarning
+
+QUIET = {"points": 3, "progress": False}
+KINDS = {
+    "device": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    "processor": lambda: RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate "
+        "memory: you tried to allocate 800 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    "python": MemoryError,
+}
+
+
+class Greedy(nn.Module):
+    """Has room for so many samples, from its ``after``-th call on."""
+
+    def __init__(self, room=math.inf, *, after=0, kind="device", together=False):
+        super().__init__()
+        self.inner = models.mlp(3, 4, 2)
+        self.memory = {"room": room, "after": after, "kind": kind, "calls": 0, "seen": []}
+        self.together = together
+
+    def forward(self, x):
+        self.memory["calls"] += 1
+        if self.memory["calls"] > self.memory["after"]:
+            if len(x) > self.memory["room"]:
+                raise KINDS[self.memory["kind"]]()
+            self.memory["seen"].append(len(x))
+        x = x - x.mean(0) if self.together else x
+        return self.inner(x)
+
+
+def data(*sizes):
+    rng = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(n, 3, generator=rng), torch.randint(2, (n,), generator=rng)) for n in sizes
+    ]
+
+
+def surface(model, sizes=(16, 16, 7), loss="cross_entropy", **options):
+    return lx.surface(model, data(*sizes), loss, metrics="accuracy", **{**QUIET, **options})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("room", "chosen"), [(15, 8), (7, 4), (3, 2)])
+def test_fault_20_batches_are_halved_until_there_is_room(kind, room, chosen):
+    model = Greedy(room, kind=kind)
+    before = reference.everything(model)
+    message = rf"memory is short: {chosen} samples go through the model at a time"
+    with pytest.warns(LandscapexWarning, match=message) as caught:
+        found = surface(model)
+    assert len([w for w in caught if "memory" in str(w.message)]) == 1
+    assert reference.changes(before, reference.everything(model)) == []
+    truth = surface(Greedy())
+    np.testing.assert_allclose(found.loss, truth.loss, rtol=1e-6)
+    np.testing.assert_array_equal(found["accuracy"], truth["accuracy"])
+    assert model.memory["seen"][-1] == 7 % chosen  # of the last batch
+    note = f"memory was short: {chosen} samples went through the model at a time"
+    assert note in found.provenance["notes"]
+    assert note not in truth.provenance["notes"]
+
+
+def test_fault_20_memory_that_becomes_short_on_the_way_ends_nothing():
+    """Another program took it: the point at hand is computed again, with less."""
+    model = Greedy(15, after=13)
+    with pytest.warns(LandscapexWarning, match="8 samples go through"):
+        found = surface(model)
+    np.testing.assert_allclose(found.loss, surface(Greedy()).loss, rtol=1e-6)
+
+
+def test_fault_20_an_objective_remembers_and_a_journal_too(tmp_path):
+    """Neither tries in vain again, and a run that goes on has the bits of one that never ended."""
+    out = tmp_path / "s.nc"
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.warns(LandscapexWarning, match="8 samples go through"):
+        whole = surface(Greedy(15))
+    with pytest.warns(LandscapexWarning), pytest.raises(KeyboardInterrupt):
+        surface(Greedy(15), out=out, callback=stop)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert surface(Greedy(), out=out).equals(whole)
+    objective = lx.Objective(Greedy(15), data(16), "cross_entropy")
+    with pytest.warns(LandscapexWarning):
+        first = objective.loss()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert objective.loss() == first
+
+
+def own_loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def refused(objective, advice):
+    """Whether the error is torch's own, with advice, and the model as it was."""
+    before = reference.everything(objective.model)
+    with pytest.raises(Exception, match="CUDA out of memory") as caught:
+        lx.surface(objective, **QUIET)
+    assert type(caught.value) is torch.OutOfMemoryError
+    said = [note for note in caught.value.__notes__ if "memory is short" in note]
+    assert len(said) == 1
+    assert advice in said[0]
+    assert "landscapex: in batch 0 of data" in caught.value.__notes__
+    assert reference.changes(before, reference.everything(objective.model)) == []
+
+
+@pytest.mark.parametrize(
+    ("together", "loss"),
+    [(True, "cross_entropy"), (False, own_loss)],
+    ids=["samples meet", "own loss"],
+)
+def test_fault_20_batches_that_cannot_be_cut_are_an_error_that_helps(together, loss):
+    objective = lx.Objective(Greedy(10, together=together), data(16), loss)
+    refused(objective, "with batches of 16 samples. They are not cut")
+
+
+def test_fault_20_no_room_for_one_sample_is_an_error_that_helps():
+    model = Greedy(5)
+    objective = lx.Objective(model, data(16), "cross_entropy")
+    with pytest.warns(LandscapexWarning, match="4 samples"):
+        objective.loss()
+    model.memory["room"] = 0
+    refused(objective, "memory is short with one sample at a time.")
+
+
+def test_fault_20_batch_statistics_are_those_of_whole_batches():
+    class Normalised(Greedy):
+        def __init__(self, room):
+            super().__init__(room)
+            self.inner = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+    objective = lx.Objective(Normalised(10), data(16), "cross_entropy", bn="batch")
+    refused(objective, "samples may meet in this model or loss: pass smaller batches")
+
+
+def test_fault_20_a_failed_evaluation_holds_nothing_while_the_next_one_runs():
+    """Its traceback would keep every activation of the larger batch."""
+    made, held = [], []
+
+    class Activation:
+        pass
+
+    class Holds(Greedy):
+        def forward(self, x):
+            held.append(sum(activation() is not None for activation in made))
+            mine = Activation()
+            made.append(weakref.ref(mine))
+            return super().forward(x)
+
+    with pytest.warns(LandscapexWarning, match="4 samples"):
+        lx.Objective(Holds(5), data(16), "cross_entropy").loss()
+    assert len(held) > 5
+    assert set(held) == {0}
+
+
+def test_fault_20_a_device_without_room_gets_no_graphs(monkeypatch):
+    """They would hold whole batches, and give the bits of those."""
+    monkeypatch.setattr(graphs, "graphs_on", lambda device: RecordedGraph)
+    model = Greedy(15)
+    objective = lx.Objective(model, data(16), "cross_entropy")
+    with pytest.warns(LandscapexWarning, match="8 samples"):
+        objective.loss()
+    model.memory["room"] = math.inf
+    found = lx.surface(objective, points=5, engine="eager", progress=False)
+    assert found.provenance["engine"]["why"] == (
+        "asked for; not as CUDA graphs: device memory is short"
+    )
