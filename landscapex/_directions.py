@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from landscapex.errors import DirectionError
-from landscapex.model.parameters import ParameterSpace
+from landscapex.model.drawn import Drawn
+from landscapex.model.parameters import ParameterSpace, Steps
 from landscapex.storage import tensor_file
 
 _FORMAT = "landscapex directions 1"
@@ -102,16 +103,18 @@ class Directions:
         labels = ", ".join(a.label for a in self.axes)
         return f"Directions(K={len(self)}, P={self.vectors.shape[1]}: {labels})"
 
+    @property
+    def steps(self) -> Steps:
+        """What a model moves along."""
+        return self.vectors
+
     def norm(self) -> Tensor:
         """Lengths ``(K,)``, float64 on the CPU."""
         return gram(self.vectors).diagonal().sqrt()
 
     def cosine(self) -> Tensor:
         """Cosines between the directions ``(K, K)``, float64 on the CPU; 0 with a zero one."""
-        g = gram(self.vectors)
-        length = g.diagonal().sqrt()
-        outer = length[:, None] * length
-        return torch.where(outer > 0, g / outer.where(outer > 0, 1.0), 0.0)
+        return _cosine(gram(self.vectors))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a safetensors file with keys ``"{k}/{name}"`` and the axes as a JSON header.
@@ -151,9 +154,84 @@ class Directions:
         """SHA-256 of the vectors and their layout, in hexadecimal."""
         digest = hashlib.sha256(repr((self.layout, self.vectors.dtype)).encode())
         for row in self.vectors:
-            for part in row.split(_BLOCK):
-                digest.update(part.cpu().numpy().tobytes())
+            _digest(row, digest)
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnDirections(Directions):
+    """Random directions so large that they are not held: `vectors` has a shape and no numbers.
+
+    Attributes:
+        inner: Inner products, ``(K, K)`` float64.
+        digest: SHA-256 of their numbers.
+    """
+
+    _drawn: Drawn
+    inner: Tensor
+    digest: str
+
+    @classmethod
+    def of(cls, drawn: Drawn) -> DrawnDirections:
+        """Draw them once, for what is to be known of them.
+
+        Args:
+            drawn: What draws them.
+
+        Returns:
+            The directions.
+        """
+        space, count = drawn.space, drawn.count
+        digest = hashlib.sha256(f"{drawn.rule} {drawn.ignore}".encode())
+        inner = torch.zeros((count, count), dtype=torch.float64, device="cpu")
+        zero = 0
+        for i in range(len(space.entries)):
+            block, without_length = drawn.scaled(i)
+            zero += without_length
+            inner += gram(block)
+            for row in block:
+                _digest(row, digest)
+        axes = tuple(
+            Axis(
+                f"random direction {k + 1}", "random", drawn.rule, drawn.ignore, drawn.seed, zero,
+                note="drawn anew for every point",
+            )
+            for k in range(count)
+        )  # fmt: skip
+        shape = torch.empty((count, space.size), dtype=space.dtype, device="meta")
+        return cls(shape, axes, layout_of(space), drawn, inner, digest.hexdigest())
+
+    @property
+    def steps(self) -> Steps:
+        """What draws them."""
+        return self._drawn
+
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
+        """Direction ``k`` as named tensors: one direction, held."""
+        return {n: self._drawn.of(i)[k].view(s) for i, (n, s) in enumerate(self.layout)}
+
+    def norm(self) -> Tensor:
+        """Lengths ``(K,)``, float64 on the CPU."""
+        return self.inner.diagonal().sqrt()
+
+    def cosine(self) -> Tensor:
+        """Cosines between the directions ``(K, K)``, float64 on the CPU; 0 with a zero one."""
+        return _cosine(self.inner)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the numbers, tensor by tensor, in hexadecimal."""
+        return self.digest
+
+
+def _cosine(inner: Tensor) -> Tensor:
+    length = inner.diagonal().sqrt()
+    outer = length[:, None] * length
+    return torch.where(outer > 0, inner / outer.where(outer > 0, 1.0), 0.0)
+
+
+def _digest(row: Tensor, digest: hashlib._Hash) -> None:
+    for part in row.split(_BLOCK):
+        digest.update(part.cpu().numpy().tobytes())
 
 
 def _joined(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> Directions:

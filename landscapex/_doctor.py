@@ -19,7 +19,7 @@ import torch
 from landscapex import _lib
 from landscapex.engine.native import bf16_kernel, device_unavailable, native_module, unavailable
 
-_EXTRAS = {"interactive": ("plotly",)}
+_EXTRAS = {"interactive": ("plotly",), "paraview": ("pyevtk",)}
 
 
 @dataclass(frozen=True)

@@ -17,24 +17,26 @@ from landscapex import _ops
 from landscapex._directions import (
     Axis,
     Directions,
+    DrawnDirections,
     check_layout,
     gram,
     layout_of,
 )
-from landscapex._draws import gaussian_
 from landscapex._warnings import warn
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
     DirectionError,
 )
+from landscapex.model.drawn import Drawn, draw_entry
 from landscapex.model.parameters import Ignore, Normalize, ParameterSpace, unwrap
 
 if TYPE_CHECKING:
     from landscapex.objective import Objective
 
 __all__ = [
-    "Axis", "Directions", "between", "given", "gradient", "hessian", "load", "normalize", "random",
+    "Axis", "Directions", "DrawnDirections", "between", "given", "gradient", "hessian", "load",
+    "normalize", "random", "random_in_pieces",
 ]  # fmt: skip
 
 
@@ -91,19 +93,60 @@ def random(
         >>> lx.directions.random(torch.nn.Linear(3, 2), n=2).vectors.shape
         torch.Size([2, 8])
     """
-    if not isinstance(n, int) or n < 1:
-        raise ArgumentError(f"`n` must be a whole number of at least 1, got {n!r}.")
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise ArgumentTypeError(f"`seed` must be a whole number, got {seed!r}.")
+    _check_draw(n, seed)
     space = _space(objective)
     vectors = torch.zeros((n, space.size), dtype=space.dtype, device=space.device)
     for k in range(n):
         for e in space.entries:
-            if not (ignore == "bias_bn" and e.is_bias_bn):
-                gaussian_(vectors[k, e.offset : e.end], f"{seed}/direction/{k}/{e.name}")
+            draw_entry(vectors[k, e.offset : e.end], e, seed, k, ignore)
     axes = tuple(Axis(f"random direction {k + 1}", "random", seed=seed) for k in range(n))
     drawn = Directions(vectors, axes, layout_of(space))
     return _scaled(drawn, space, normalize, ignore, orthogonalize, center)
+
+
+def random_in_pieces(
+    objective: Objective | nn.Module,
+    n: int = 2,
+    *,
+    seed: int = 0,
+    normalize: Normalize | None = "filter",
+    ignore: Ignore | None = "bias_bn",
+    center: Tensor | None = None,
+) -> DrawnDirections:
+    """The directions of `random`, drawn tensor by tensor whenever they are needed.
+
+    They take the memory of the largest tensor, not of the model, and the time of a draw at every
+    point. `surface` does this by itself where directions would take more than 4 GiB.
+
+    Args:
+        objective: As in `random`.
+        n: As in `random`.
+        seed: As in `random`.
+        normalize: As in `random`, but ``"model"``, which needs all tensors at once.
+        ignore: As in `random`.
+        center: As in `random`.
+
+    Returns:
+        Directions with the numbers of `random`; their ``vectors`` hold none.
+
+    Raises:
+        ArgumentError: If an argument has a value not listed above.
+
+    Example:
+        >>> import torch, landscapex as lx
+        >>> drawn = lx.directions.random_in_pieces(torch.nn.Linear(3, 2), n=2)
+        >>> drawn.vectors.device.type, drawn[0]["weight"].shape
+        ('meta', torch.Size([2, 3]))
+    """
+    _check_draw(n, seed)
+    _check_ignore(ignore)
+    if normalize == "model":
+        raise ArgumentError(
+            "`normalize` must be 'filter', 'layer', 'weight' or None in pieces, got 'model'."
+        )
+    space = _space(objective)
+    center = space.gather() if center is None else center
+    return DrawnDirections.of(Drawn(space, n, seed, normalize, ignore, center))
 
 
 def between(
@@ -299,8 +342,7 @@ def _scaled(
     center: Tensor | None,
 ) -> Directions:
     """Normalise, treat biases, orthogonalise: in place, in this order."""
-    if ignore not in ("bias_bn", "copy", None):
-        raise ArgumentError(f"`ignore` must be 'bias_bn', 'copy' or None, got {ignore!r}.")
+    _check_ignore(ignore)
     vectors = directions.vectors
     center = space.gather() if center is None else center
     zero = 0
@@ -319,6 +361,18 @@ def _scaled(
     if orthogonalize:
         axes = _orthogonalize(vectors, axes, space)
     return replace(directions, axes=axes)
+
+
+def _check_draw(n: object, seed: object) -> None:
+    if not isinstance(n, int) or n < 1:
+        raise ArgumentError(f"`n` must be a whole number of at least 1, got {n!r}.")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ArgumentTypeError(f"`seed` must be a whole number, got {seed!r}.")
+
+
+def _check_ignore(ignore: object) -> None:
+    if ignore not in ("bias_bn", "copy", None):
+        raise ArgumentError(f"`ignore` must be 'bias_bn', 'copy' or None, got {ignore!r}.")
 
 
 def _rescale(

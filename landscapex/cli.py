@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,9 @@ from landscapex.errors import (
     LandscapexError,
     LandscapexWarning,
     Terminated,
+    TimeLimitWarning,
 )
+from landscapex.grids.ranks import claim_device, this_rank
 
 if TYPE_CHECKING:
     from landscapex.grids.results import Surface
@@ -57,7 +60,9 @@ def main() -> None:
     """Run the command line and exit.
 
     The exit status is 0, 1 after an error (one line for those of landscapex, a traceback for those
-    of the user's own code), 2 for wrong usage, 130 after Ctrl-C and 143 after SIGTERM.
+    of the user's own code), 2 for wrong usage, 75 at the time limit, 130 after Ctrl-C and 143 after
+    SIGTERM. Under torchrun it is 0 at the time limit: torchrun stops all other processes, and may
+    start everything again, when one reports anything else.
     """
     default, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
@@ -137,7 +142,19 @@ def surface(
         bool, typer.Option("--resume/--no-resume", help="Go on where a run to OUT stopped.")
     ] = True,
     shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Compute one of N parts; then `merge`.")
+        str,
+        typer.Option(
+            metavar="I/N|auto",
+            help="Compute part I, from 0, of N; the last one joins them. auto: one part for each "
+            "process of torchrun.",
+        ),
+    ] = "auto",
+    time_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECONDS|H:MM:SS",
+            help="Stop before this, with exit status 75; go on later.",
+        ),
     ] = None,
     metric: Annotated[
         list[str] | None, typer.Option(help="accuracy, error or top5; may be repeated.")
@@ -149,12 +166,15 @@ def surface(
     engine: Annotated[str, typer.Option(help="auto, eager or compiled.")] = "auto",
 ) -> None:
     """Compute the loss surface of your own model on a plane through its weights."""
+    began = time.monotonic()
     grid = _parse_points(points)
     limits = _parse_span(span)
     import landscapex as lx
+    from landscapex.grids.time_limit import parse_time_limit
 
+    seconds = parse_time_limit(time_limit)
     with _resumable(out):
-        model, data, loss = _call(target)
+        model, data, loss = _call_on_own_device(target)
         if checkpoint is not None:
             from landscapex.storage import checkpoints
 
@@ -171,14 +191,16 @@ def surface(
             out=out,
             resume=resume,
             shard=shard,
+            time_limit=None if seconds is None else max(seconds - time.monotonic() + began, 1e-3),
             engine=engine,
             threads=threads,
         )
-    typer.echo(_summary(result))
-    if shard is None:
+    if result.complete:
+        typer.echo(_summary(result))
         typer.echo(f"Written to {out}. Draw it: {_command('show', out)}")
     else:
-        typer.echo(f"Part {shard} is kept beside {out}. After the last: {_command('merge', out)}")
+        typer.echo(f"This part is kept beside {out}; the last one joins them.")
+        typer.echo(f"What is missing says: {_command('merge', out)}")
 
 
 @app.command()
@@ -207,6 +229,28 @@ def show(
 
 
 @app.command()
+def export(
+    file: Annotated[
+        Path,
+        typer.Argument(help="A result, a journal, or a surface file of loss-landscape (.h5)."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(help="What to write: .html, .vts, .png, .svg, .pdf, .csv, .h5 or .nc."),
+    ],
+    column: Annotated[str | None, typer.Option(help="What to draw. Default: loss.")] = None,
+    scale: Annotated[
+        str | None, typer.Option(help="Of what is drawn: auto, linear, log or symlog.")
+    ] = None,
+) -> None:
+    """Write a result for a browser, ParaView, loss-landscape, a spreadsheet or a paper."""
+    from landscapex.export import convert
+
+    convert(file, out, column=column, scale=scale)
+    typer.echo(f"Written to {out}.")
+
+
+@app.command()
 def info(
     file: Annotated[Path, typer.Argument(help="A result, or the journal of a run still going.")],
 ) -> None:
@@ -223,15 +267,15 @@ def info(
 def merge(
     file: Annotated[Path, typer.Argument(help="The --out that the shards were given.")],
 ) -> None:
-    """Join the parts of a run that was split by --shard."""
+    """Join the parts of a run that was split, or say which points are missing."""
     import landscapex as lx
+    from landscapex.storage.opening import missing_points
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LandscapexWarning)  # what is missing is an error here
         result = lx.merge(file)
-    missing = int((~result.evaluated).sum())
-    if missing:
-        raise ArgumentError(f"{missing} of {result.loss.size} points of {file} are still missing.")
+    if not result.complete:
+        raise ArgumentError(missing_points(result, file))
     typer.echo(_summary(result))
     typer.echo(f"Written to {file}. Draw it: {_command('show', file)}")
 
@@ -285,6 +329,17 @@ def _call(target: str) -> tuple[Any, Any, Any]:
     return made
 
 
+def _call_on_own_device(target: str) -> tuple[Any, Any, Any]:
+    """What the user's function returns; under torchrun on the GPU of this process."""
+    rank = this_rank()
+    device = None if rank is None else claim_device(rank)
+    model, data, loss = _call(target)
+    parameter = next(model.parameters(), None) if device is not None else None
+    if parameter is not None and parameter.device.type == "cuda":
+        model = model.to(device)  # whatever number the function named
+    return model, data, loss
+
+
 def _parse_points(text: str) -> int | tuple[int, int]:
     try:
         numbers = [int(part) for part in text.lower().split("x")]
@@ -309,17 +364,24 @@ def _parse_span(text: str | None) -> float | tuple[float, float] | None:
 
 @contextmanager
 def _resumable(out: Path) -> Iterator[None]:
-    """After Ctrl-C or SIGTERM say what was kept and how to go on; exit as a shell would."""
+    """After Ctrl-C, SIGTERM or the time limit say what was kept and how to go on; exit."""
     try:
-        yield
-    except (KeyboardInterrupt, Terminated) as stop:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", TimeLimitWarning)
+            yield
+    except (KeyboardInterrupt, Terminated, TimeLimitWarning) as stop:
+        rank = this_rank()
         partial = getattr(stop, "surface", None)
         if partial is not None:
+            at_limit = " at the time limit" if isinstance(stop, TimeLimitWarning) else ""
             kept = f"{int(partial.evaluated.sum()):,} of {partial.loss.size:,} points"
-            typer.echo(f"\nStopped. {kept} are kept beside {out}.", err=True)
-        arguments = [part for part in sys.argv[1:] if part != "--no-resume"]
-        typer.echo(f"Go on with: {_command(*arguments)}", err=True)
-        raise typer.Exit(143 if isinstance(stop, Terminated) else 130) from None
+            typer.echo(f"\nStopped{at_limit}. {kept} are kept beside {out}.", err=True)
+        again = _command(*[part for part in sys.argv[1:] if part != "--no-resume"])
+        if rank is not None:
+            again = f"torchrun --nproc-per-node {rank.local_size} -m {again}"
+        typer.echo(f"Go on with: {again}", err=True)
+        status = {Terminated: 143, TimeLimitWarning: 75 if rank is None else 0}
+        raise typer.Exit(status.get(type(stop), 130)) from None
 
 
 def _command(*arguments: str | Path) -> str:

@@ -103,6 +103,18 @@ class LandscapexWarning(UserWarning):
     """Something a person should know, but that does not make the result wrong."""
 
 
+class TimeLimitWarning(LandscapexWarning):
+    """The time limit of a run was reached; finished points are kept.
+
+    Attributes:
+        surface: The partial result, also if a warnings filter makes an error of this.
+    """
+
+    def __init__(self, message: str, *, surface: Any = None) -> None:
+        super().__init__(message)
+        self.surface = surface
+
+
 class Terminated(SystemExit):
     """SIGTERM arrived (a batch system ends the job); finished points are kept. Exit status 143.
 

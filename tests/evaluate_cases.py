@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import models
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -46,3 +47,17 @@ def raised(surface):
 
 def small(**options):
     return lx.surface(models.mlp(3, 4, 1), BATCH, mse, **{"points": (7, 11), **QUIET, **options})
+
+
+def interrupted(out, chunks, **options):
+    """A run that ends with an error after some chunks of points; how many points it did."""
+    done = []
+
+    def callback(progress):
+        done.append(progress.done)
+        if len(done) == chunks:
+            raise StopIteration
+
+    with pytest.raises(StopIteration):
+        small(out=out, callback=callback, **options)
+    return done[-1]

@@ -24,7 +24,8 @@ import numpy as np
 from landscapex.errors import LandscapexError, LandscapexWarning
 from landscapex.grids.results import Surface
 from landscapex.storage.header import AxisInfo, RunHeader
-from landscapex.storage.journal import Journal, read_journals, remove_journals
+from landscapex.storage.journal import Journal
+from landscapex.storage.parts import read_journals, remove_journals
 from landscapex.storage.store import read_dataset
 
 CHUNK = 4

@@ -167,19 +167,58 @@ def test_surface_takes_saved_directions(command):
     assert np.array_equal(lx.open("surface.nc").loss, expected.loss)
 
 
-def test_shards_are_merged(command):
+def test_the_last_shard_joins_all(command):
     arguments = ["surface", "train:build", "--points", "7x9", "--out", "s.nc"]
     status, out, _ = command(*arguments, "--shard", "0/2")
     assert status == 0
+    assert "This part is kept beside s.nc" in out
     assert "landscapex merge s.nc" in out
     status, _, err = command("merge", "s.nc")
     assert status == 1
-    assert err == "Error: 31 of 63 points of s.nc are still missing.\n"
-    assert command(*arguments, "--shard", "1/2")[0] == 0
+    assert err == (
+        "Error: 31 of 63 points of s.nc are still missing: 31 of 31 of part 1/2, which has no "
+        "journal.\n"
+    )
+    status, out, _ = command(*arguments, "--shard", "1/2")
+    assert status == 0
+    assert "Written to s.nc" in out
     assert command("merge", "s.nc")[0] == 0
     assert command(*arguments[:-1], "whole.nc")[0] == 0
     assert lx.open("s.nc").equals(lx.open("whole.nc"))
     assert not list(Path().glob("s.nc.journal*"))
+
+
+@pytest.mark.parametrize(("variables", "status"), [({}, 75), ({"RANK": 0, "WORLD_SIZE": 2}, 0)])
+def test_at_the_time_limit_the_run_stops_and_says_how_to_go_on(
+    command, monkeypatch, variables, status
+):
+    """Status 75 is "try again later" to mailers and batch scripts; torchrun knows errors only."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+    arguments = ["surface", "train:slow", "--points", "17x17", "--out", "s.nc"]
+    began = time.monotonic()
+    found, out, err = command(*arguments, "--time-limit", "0:00:02")
+    assert time.monotonic() - began < 2
+    assert found == status
+    kept = int(lx.open("s.nc").evaluated.sum())
+    assert 0 < kept < 289
+    assert "Written" not in out
+    assert f"Stopped at the time limit. {kept} of 289 points are kept beside s.nc." in err
+    again = err.splitlines()[-1]
+    assert "landscapex surface train:slow --points 17x17 --out s.nc --time-limit 0:00:02" in again
+    assert again.startswith("Go on with: torchrun --nproc-per-node 2 -m" if variables else "Go on")
+
+
+def test_the_time_limit_counts_loading(command, monkeypatch):
+    call = cli._call
+
+    def slowly(target):
+        time.sleep(1)
+        return call(target)
+
+    monkeypatch.setattr(cli, "_call", slowly)
+    assert command("surface", "train:slow", "--time-limit", 1.5, "--points", 51)[0] == 75
+    assert lx.open("surface.nc").evaluated.sum() < 0.5 / 0.05
 
 
 def test_a_finished_result_is_kept_unless_told_otherwise(command):
@@ -262,6 +301,7 @@ def test_demo_writes_what_it_says(command):
         (["surface", "train:build", "--span", "wide"], "`--span` must be S or LO,HI"),
         (["surface", "train:build", "--shard", "2/2"], "`shard` i/n must have 0 <= i < n"),
         (["surface", "train:build", "--engine", "warp"], "`engine` must be"),
+        (["surface", "train:build", "--time-limit", "soon"], "`time_limit` must be a number of"),
         (["surface", "train:build", "--metric", "beauty"], "beauty"),
         (["surface", "train:build", "--checkpoint", "absent.pt"], "`checkpoint` must be a file"),
         (["surface", "train:build", "--directions", "absent.safetensors"], "absent.safetensors"),

@@ -1,4 +1,4 @@
-"""Runs that stop, go on, are cut into shards or replaced: the same bits, or a refusal."""
+"""Runs that stop, go on or are replaced: the same bits, or a refusal."""
 
 from __future__ import annotations
 
@@ -10,28 +10,14 @@ import numpy as np
 import pytest
 import reference
 import torch
-from evaluate_cases import BATCH, QUIET, X, mse, raised, small
+from evaluate_cases import BATCH, QUIET, X, interrupted, mse, raised, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import landscapex as lx
-from landscapex.errors import LandscapexWarning, OutputError, ResumeMismatchError
+from landscapex.errors import OutputError, ResumeMismatchError
 from landscapex.grids import filling
-
-
-def interrupted(out, chunks, **options):
-    """A run that ends with an error after some chunks of points; how many points it did."""
-    done = []
-
-    def callback(progress):
-        done.append(progress.done)
-        if len(done) == chunks:
-            raise StopIteration
-
-    with pytest.raises(StopIteration):
-        small(out=out, callback=callback, **options)
-    return done[-1]
 
 
 @settings(deadline=None, max_examples=8)
@@ -52,35 +38,6 @@ def test_the_same_bits_for_any_chunks_and_interruptions(tmp_path_factory, stops,
     assert resumed.equals(truth)
     assert lx.open(out).equals(truth)
     assert [p.name for p in out.parent.iterdir()] == ["s.nc"]
-
-
-@settings(deadline=None, max_examples=8)
-@given(st.integers(1, 3), st.randoms(use_true_random=False))
-def test_the_same_bits_from_any_number_of_shards(tmp_path_factory, n, random):
-    truth = small()
-    out = tmp_path_factory.mktemp("shards") / "s.nc"
-    order = list(range(n))
-    random.shuffle(order)
-    for i in order:
-        part = small(out=out, shard=random.choice([(i, n), f"{i}/{n}"]))
-        assert part.complete == (n == 1)
-        done = part.evaluated.ravel()
-        assert [k for k in range(77) if done[k]] == [k for k in range(77) if k // 16 % n == i]
-    merged = lx.merge(out)
-    assert raised(merged) == raised(truth)
-    assert [p.name for p in out.parent.iterdir()] == ["s.nc"]
-
-
-def test_a_sharded_run_goes_on_where_it_stopped(tmp_path):
-    out = tmp_path / "s.nc"
-    done = interrupted(out, 2, shard="0/2")
-    assert done < 16 + 16 + 13
-    small(out=out, shard="1/2")
-    with pytest.warns(LandscapexWarning, match="missing"):
-        partial = lx.merge(out)
-    assert partial.evaluated.sum() == done + 32
-    small(out=out, shard="0/2")
-    assert lx.merge(out).equals(small())
 
 
 def other_batch():

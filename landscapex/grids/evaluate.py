@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from landscapex.engine.choice import ENGINES
-from landscapex.errors import ArgumentError, ArgumentTypeError
-from landscapex.grids.filling import Auto, Options, Progress, fill_grid
+from landscapex.grids.filling import fill_grid
 from landscapex.grids.grid import Span
+from landscapex.grids.options import Auto, Progress, Shard, checked_options
 from landscapex.grids.results import Surface
+from landscapex.grids.time_limit import TimeLimit
 from landscapex.model.parameters import Ignore, Normalize
 from landscapex.objective import Objective, bind
 from landscapex.session import Point
-from landscapex.storage.files import check_output
-
-Shard = str | tuple[int, int] | None
 
 
 def line(
@@ -38,6 +34,7 @@ def line(
     out: str | os.PathLike[str] | None = None,
     resume: bool = True,
     shard: Shard = None,
+    time_limit: TimeLimit = None,
     engine: str = "auto",
     precision: str = "model",
     threads: int | None = None,
@@ -81,6 +78,7 @@ def surface(
     out: str | os.PathLike[str] | None = None,
     resume: bool = True,
     shard: Shard = None,
+    time_limit: TimeLimit = None,
     engine: str = "auto",
     precision: str = "model",
     threads: int | None = None,
@@ -118,7 +116,13 @@ def surface(
             beside it.
         resume: Go on with an interrupted run of the same settings, and return a finished one;
             False starts over.
-        shard: ``"i/n"`` or ``(i, n)``: compute part i (from 0) of n; see `merge`.
+        shard: ``"i/n"`` or ``(i, n)``: compute part i (from 0) of n. ``"auto"``: the part of this
+            process, if torchrun started several, else all. Who finds all points there when its
+            part is done joins them; see also `merge`. Points that others left, however the run
+            was split before, are not computed again.
+        time_limit: Seconds, or ``"H:MM:SS"``, after which to stop, with a `TimeLimitWarning` and a
+            partial result; the same call goes on. A bit before it, so that what is at hand is
+            finished and kept. Reading the data and the centre count, but are never cut short.
         engine: ``"compiled"`` captures the model and runs it for many points at once, in fused
             kernels (CPU, float32); ``"eager"`` calls the module for each point; ``"auto"``
             compiles what can be captured, unless the run is over sooner. The provenance says which
@@ -133,7 +137,8 @@ def surface(
         confirm: Allow more than a million points.
 
     Returns:
-        A result of kind "surface"; it may be partial with ``shard``.
+        A result of kind "surface"; it may be partial with ``shard`` or ``time_limit``: points that
+        nobody has computed yet are holes.
 
     Raises:
         ArgumentError: If an option has an unknown value.
@@ -176,6 +181,7 @@ def volume(
     out: str | os.PathLike[str] | None = None,
     resume: bool = True,
     shard: Shard = None,
+    time_limit: TimeLimit = None,
     engine: str = "auto",
     precision: str = "model",
     threads: int | None = None,
@@ -195,63 +201,3 @@ def volume(
     """
     objective = bind(model, data, loss, metrics=metrics, precision=precision)
     return fill_grid(3, objective, checked_options(locals()))
-
-
-def checked_options(arguments: dict[str, Any]) -> Options:
-    """Check the shared arguments, before any work.
-
-    Args:
-        arguments: By name; those that `Options` does not have are left out.
-
-    Returns:
-        The options.
-
-    Raises:
-        ArgumentError: If one has an unknown value.
-        ArgumentTypeError: If one has the wrong type.
-    """
-    chosen = {name: arguments[name] for name in Options.__dataclass_fields__}
-    if arguments["engine"] not in ENGINES:
-        raise ArgumentError(
-            f"`engine` must be 'auto', 'eager' or 'compiled', got {arguments['engine']!r}."
-        )
-    if chosen["out"] is not None and not isinstance(chosen["out"], str | os.PathLike):
-        raise ArgumentTypeError(f"`out` must be a path, got {type(chosen['out']).__name__}.")
-    if chosen["callback"] is not None and not callable(chosen["callback"]):
-        raise ArgumentTypeError("`callback` must be callable, got " + repr(chosen["callback"]))
-    threads = chosen["threads"]
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise ArgumentError(f"`threads` must be a whole number of at least 1, got {threads!r}.")
-    if chosen["out"] is not None:
-        check_output(chosen["out"])
-        chosen["out"] = Path(chosen["out"])
-    chosen["shard"] = parse_shard(chosen["shard"])
-    return Options(**chosen)
-
-
-def parse_shard(shard: Shard) -> tuple[int, int] | None:
-    """``"i/n"`` or ``(i, n)`` as a pair, checked.
-
-    Args:
-        shard: The argument of `surface`.
-
-    Returns:
-        ``(i, n)``, or None.
-
-    Raises:
-        ArgumentError: If it is not a part of a whole.
-
-    Example:
-        >>> parse_shard("1/4")
-        (1, 4)
-    """
-    if shard is None:
-        return None
-    parts = shard.split("/") if isinstance(shard, str) else shard
-    try:
-        i, n = (int(p) for p in parts)
-    except (TypeError, ValueError):
-        raise ArgumentError(f"`shard` must be 'i/n' or (i, n), got {shard!r}.") from None
-    if not 0 <= i < n:
-        raise ArgumentError(f"`shard` i/n must have 0 <= i < n, got {shard!r}.")
-    return i, n

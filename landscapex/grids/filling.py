@@ -3,114 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import replace
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from torch import Tensor
 
 from landscapex import axes
 from landscapex._directions import Directions, check_layout, check_usable, layout_of
+from landscapex._progress_bar import progress_bar
 from landscapex._warnings import warn
 from landscapex.engine.choice import Region
-from landscapex.engine.layout import Layout
 from landscapex.errors import (
     ArgumentError,
     DirectionError,
     GridError,
+    OutputError,
     ResumeMismatchError,
     Terminated,
+    TimeLimitWarning,
 )
-from landscapex.grids.grid import CONFIRM_ABOVE, Grid, Span, make_grid
+from landscapex.grids.earlier import finished_run, read_earlier
+from landscapex.grids.grid import CONFIRM_ABOVE, Grid, make_grid
+from landscapex.grids.options import Options, Plane, Progress
 from landscapex.grids.provenance import describe_run
 from landscapex.grids.quantities import Losses, Quantity
+from landscapex.grids.ranks import this_rank
 from landscapex.grids.results import Surface
+from landscapex.grids.time_limit import Deadline
 from landscapex.interrupts import Interrupts
-from landscapex.model.parameters import Ignore, Normalize
 from landscapex.objective import Objective
 from landscapex.session import Point, Session
 from landscapex.storage import opening, store
-from landscapex.storage.files import check_path
-from landscapex.storage.header import KINDS, RunHeader, differences
-from landscapex.storage.journal import Journal, journal_path
+from landscapex.storage.header import KINDS, RunHeader
+from landscapex.storage.journal import Journal
+from landscapex.storage.parts import CHUNK, Elsewhere, owned, read_elsewhere
 
 BLOCK_SECONDS = 0.5  # of work that may be lost
 TOGETHER_SECONDS = 1.0  # where points share work
-CHUNK = 16  # points per turn of a shard: part of the format of a run
+HELD = 4 * 2**30  # bytes of random directions; larger ones are drawn anew at every point
 NAMED = ("random", "hessian")  # directions that are made here
-
-Auto = Literal["auto"]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a callback is told whenever points are finished.
-
-    Attributes:
-        done: Points finished, those of an earlier run included.
-        total: Points this call is to finish.
-        seconds: Since the call began.
-        columns: Names of the values.
-        coordinates: Of the points just finished, ``(n, K)``.
-        values: At these points, ``(n, M)``.
-    """
-
-    done: int
-    total: int
-    seconds: float
-    columns: tuple[str, ...]
-    coordinates: np.ndarray
-    values: np.ndarray
-
-
-@runtime_checkable
-class Plane(Protocol):
-    """Directions that come with the point they start from: a `Trajectory`.
-
-    Attributes:
-        directions: The axes.
-        center: Where their coordinates are 0; taken unless the caller gives another centre.
-        span: One pair per direction; taken unless the caller gives another.
-    """
-
-    @property
-    def directions(self) -> Directions:
-        """The axes."""
-
-    @property
-    def center(self) -> Point:
-        """Where their coordinates are 0."""
-
-    @property
-    def span(self) -> Sequence[tuple[float, float]]:
-        """What is drawn, one pair per direction."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """The keyword arguments that all who fill a grid share."""
-
-    directions: Any
-    normalize: Normalize | Auto | None
-    ignore: Ignore | Auto | None
-    span: Span
-    points: int | Sequence[int]
-    center: Point
-    seed: int
-    out: Path | None
-    resume: bool
-    shard: tuple[int, int] | None
-    engine: str
-    threads: int | None
-    progress: bool
-    callback: Callable[[Progress], object] | None
-    confirm: bool
 
 
 def fill_grid(
@@ -142,10 +79,11 @@ def fill_grid(
             f"{options.directions!r}."
         )
     began = time.monotonic()
+    earlier = read_earlier(options)
     with (
-        _thread_count(options.threads or _earlier_threads(options)),
+        _thread_count(options.threads or earlier.threads),
         Interrupts() as interrupts,
-        objective.session(_center(options), layout=_earlier_layout(options)) as session,
+        objective.session(_center(options), layout=earlier.layout) as session,
     ):
         computed = quantity(session)
         fingerprint = session.fingerprint()  # before an evaluation touches running statistics
@@ -155,32 +93,73 @@ def fill_grid(
         center = computed.center(interrupts)
         _confirm_size(grid, len(center), computed.seconds, options.confirm)
         _warn_of_lost_steps(session, directions, grid)
-        wanted = options.engine if options.engine != "auto" else _earlier_engine(options)
-        computed.prepare(directions.vectors, _region(grid), center, wanted)
+        wanted = options.engine if options.engine != "auto" else earlier.engine
+        computed.prepare(directions.steps, _region(grid), center, wanted)
         header = describe_run(session, computed, directions, grid, center, fingerprint)
-        finished = _finished(options, header)
+        elsewhere = _read_elsewhere(options, header)
+        finished = finished_run(options, header, begun=elsewhere is not None)
         if finished is not None:
             return finished
-        run = _Run(session, computed, grid, header, options, interrupts)
+        stop = Deadline(interrupts, options.time_limit, began)
+        run = _Run(session, computed, grid, header, options, stop)
         with contextlib.ExitStack() as stack:
             if options.out is not None:
-                run.journal = stack.enter_context(
-                    Journal.open(options.out, header, shard=options.shard, resume=options.resume)
-                )
+                run.journal, run.elsewhere = _begin(options, header, stack)
             interrupts.armed = True
             run.fill()
         result = run.result(time.monotonic() - began)
     if interrupts.signum is not None:  # also if it arrived while the model was put back
         stopped = _stopped(interrupts.signum, result, options)
         raise stopped
+    if not run.complete:
+        warn(TimeLimitWarning(_kept(result, options, "the time limit"), surface=result))
+        return result
     _warn_of_results(result, center[0])
     for remark in computed.remarks(result):
         warn(remark)
-    if options.out is not None and options.shard is None:
+    return result if options.out is None else _put_away(result, options, header)
+
+
+def _read_elsewhere(options: Options, header: RunHeader) -> Elsewhere | None:
+    """What others have of this run; nothing counts if it shall start over."""
+    if options.out is None or not options.resume:
+        return None
+    return read_elsewhere(options.out, header, options.shard)
+
+
+def _begin(
+    options: Options, header: RunHeader, stack: contextlib.ExitStack
+) -> tuple[Journal, Elsewhere | None]:
+    """Open the journal of this run, and look once more at those of others."""
+    assert options.out is not None, "there is something to write"
+    try:
+        journal = Journal.open(options.out, header, shard=options.shard, resume=options.resume)
+    except OutputError as error:
+        if error.errno == errno.EBUSY and options.shard is None and this_rank() is not None:
+            error.add_note(
+                "landscapex: with shard='auto', every process of torchrun computes its own part."
+            )
+        raise
+    stack.enter_context(journal)
+    try:
+        # Of two that begin at once, one at least sees the journal of the other: better to refuse
+        # now what cannot be joined than after hours of work.
+        return journal, _read_elsewhere(options, header)
+    except ResumeMismatchError:
+        if not journal.done.any():
+            journal.path.unlink(missing_ok=True)
+        raise
+
+
+def _put_away(result: Surface, options: Options, header: RunHeader) -> Surface:
+    """Write a finished run to its file; of a part, if all the others are there."""
+    assert options.out is not None, "there is somewhere to write to"
+    if options.shard is None:
         result.save(options.out)
         store.remove_journals(options.out, header)
-        result = opening.open(options.out)
-    return result
+        return opening.open(options.out)
+    # Journals of others may be of the runs that this one starts over: `merge` joins them later.
+    return opening.join(options.out) if options.resume else result
 
 
 class _Run:
@@ -193,11 +172,13 @@ class _Run:
         grid: Grid,
         header: RunHeader,
         options: Options,
-        interrupts: Interrupts,
+        stop: Deadline,
     ) -> None:
         self.session, self.quantity, self.grid = session, quantity, grid
-        self.header, self.options, self.interrupts = header, options, interrupts
+        self.header, self.options, self.stop = header, options, stop
         self.journal: Journal | None = None
+        self.elsewhere: Elsewhere | None = None
+        self.complete = False  # whether all points that are ours are there
         # points at once: what is lost if the loss raises, or the machine stops
         self._fewest, self._most = quantity.at_once or (1, CHUNK)
         self._seconds = BLOCK_SECONDS if quantity.at_once is None else TOGETHER_SECONDS
@@ -209,12 +190,15 @@ class _Run:
         """Evaluate, keep and report every chunk; returns early on a request to stop."""
         if self.journal is not None:
             self._done, self._values = self.journal.done.copy(), self.journal.values.copy()
-        i, n = self.options.shard or (0, 1)
-        chunks = [c for k, c in enumerate(self.grid.chunks(CHUNK)) if k % n == i]
+        if self.elsewhere is not None:
+            there = self.elsewhere.done & ~self._done
+            self._values[there] = self.elsewhere.values[there]
+            self._done |= there
+        chunks = owned(self.grid.size, self.options.shard)
         total = sum(stop - start for start, stop in chunks)
         finished = int(sum(self._done[start:stop].sum() for start, stop in chunks))
         began = time.monotonic()
-        bar = tqdm(
+        bar = progress_bar(
             total=total,
             initial=finished,
             unit="point",
@@ -227,22 +211,32 @@ class _Run:
         with bar:
             for start, stop in _missing(chunks, self._done):
                 while start < stop:
-                    values = self._evaluate(start, stop)
+                    count = self._next(stop - start)
+                    values = self._evaluate(start, start + count) if count else self._values[:0]
                     if len(values):
                         self._keep(start, values)
                         finished += len(values)
                         bar.update(len(values))
                         seconds = time.monotonic() - began
                         self._report(start, values, finished, total, seconds)
-                    if self.interrupts.requested:
-                        return
                     start += len(values)
+                    if start < stop and (not count or self.stop.requested):
+                        return
+                if self.stop.requested:
+                    break
+        self.complete = all(self._done[start:stop].all() for start, stop in chunks)
+
+    def _next(self, left: int) -> int:
+        """How many of the next points to take at once: as many as a block has time for, or none."""
+        count = min(self._pace, left)
+        room = self.stop.room(self._point_seconds)
+        return count if room >= count else int(room) if room >= min(self._fewest, left) else 0
 
     def _evaluate(self, start: int, stop: int) -> np.ndarray:
-        """Values of the next points: what a block has time for, up to ``stop``."""
-        points = self.grid.points(start, min(start + self._pace, stop))
+        """Values of these points, or of the first of them if asked to stop."""
+        points = self.grid.points(start, stop)
         began = time.monotonic()
-        values = self.quantity.values(points, self.interrupts)
+        values = self.quantity.values(points, self.stop)
         if len(values):
             self._set_pace((time.monotonic() - began) / len(values))
         self.session.snapshot.check_unchanged(contents=True)  # before they are kept
@@ -250,6 +244,7 @@ class _Run:
 
     def _set_pace(self, seconds: float) -> None:
         """How many points to take at once when one takes so long."""
+        self._point_seconds = seconds
         points = int(self._seconds / max(seconds, 1e-9))
         self._pace = max(self._fewest, min(self._most, points))
 
@@ -276,6 +271,8 @@ class _Run:
         if self.journal is not None:
             header = self.journal.header
             notes += self.journal.notes
+        if self.elsewhere is not None:
+            notes += [note for note in self.elsewhere.notes if note not in notes]
         provenance = {**header.provenance, "seconds": round(seconds, 3), "notes": notes}
         return Surface.from_run(replace(header, provenance=provenance), self._done, self._values)
 
@@ -332,7 +329,9 @@ def _directions(num_axes: int, session: Session, options: Options) -> Directions
     rule = options.normalize if options.normalize != "auto" else "filter" if random_draw else None
     ignore = options.ignore if options.ignore != "auto" else "bias_bn" if random_draw else None
     if random_draw:
-        directions = axes.random(
+        held = num_axes * session.center.nbytes <= HELD or rule == "model"
+        draw = axes.random if held else axes.random_in_pieces
+        directions: Directions = draw(
             objective, num_axes, seed=options.seed, normalize=rule, ignore=ignore,
             center=session.center,
         )  # fmt: skip
@@ -367,34 +366,6 @@ def _eigenvectors(num_axes: int, session: Session, seed: int) -> Directions:
     return found.directions(layout_of(session.space), loss=loss)
 
 
-def _finished(options: Options, header: RunHeader) -> Surface | None:
-    """The result that is already at ``out``, if it is this one."""
-    out = options.out
-    if out is None or not out.is_file():
-        return None
-    if not options.resume:
-        store.check_replaceable(out)
-        return None
-    if journal_path(check_path(out), options.shard).exists():
-        return None  # it is newer than the result, whose place it will take
-    there = opening.open(out)
-    stored = replace(
-        header,
-        kind=there.kind,
-        axes=there.axes,
-        columns=there.columns,
-        fingerprint=there.provenance.get("fingerprint", {}),
-        recorded=there.provenance.get("recorded", {}),
-        provenance=there.provenance,
-    )
-    if found := differences(stored, header):
-        raise ResumeMismatchError(
-            f"{out} holds the result of another run; pass resume=False to replace it. It differs "
-            "in: " + "; ".join(found)
-        )
-    return there if there.complete else None
-
-
 def _confirm_size(grid: Grid, num_columns: int, seconds: float, confirmed: bool) -> None:
     if grid.size > CONFIRM_ABOVE and not confirmed:
         hours = grid.size * seconds / 3600
@@ -407,16 +378,17 @@ def _confirm_size(grid: Grid, num_columns: int, seconds: float, confirmed: bool)
 
 def _warn_of_lost_steps(session: Session, directions: Directions, grid: Grid) -> None:
     """Steps that rounding to the parameters' dtype swallows are worth knowing about."""
-    for k, (values, axis) in enumerate(zip(grid.axes, directions.axes, strict=True)):
-        step = float(np.abs(values[values != 0]).min())
-        moving = lost = 0
-        for e in session.space.entries:
-            d = directions.vectors[k, e.offset : e.end]
-            c = session.center[e.offset : e.end]
-            kind = e.dtype.to_real()
+    steps = [float(np.abs(values[values != 0]).min()) for values in grid.axes]
+    counts = np.zeros((2, len(steps)), dtype=np.int64)  # of entries that should move, and do not
+    for i, e in enumerate(session.space.entries):
+        along = directions.steps
+        part = along[:, e.offset : e.end] if isinstance(along, Tensor) else along.of(i)
+        c = session.center[e.offset : e.end]
+        kind = e.dtype.to_real()
+        for k, (step, d) in enumerate(zip(steps, part, strict=True)):
             moved = (c.double() + step * d.double()).to(session.center.dtype).to(kind)
-            moving += int((d != 0).sum())
-            lost += int(((d != 0) & (moved == c.to(kind))).sum())
+            counts[:, k] += int((d != 0).sum()), int(((d != 0) & (moved == c.to(kind))).sum())
+    for axis, step, moving, lost in zip(directions.axes, steps, *counts.tolist(), strict=True):
         if lost > 0.5 * moving:
             warn(
                 f"{lost / moving:.0%} of the parameters do not move at all at the smallest step "
@@ -437,40 +409,21 @@ def _warn_of_results(result: Surface, center: float) -> None:
 
 
 def _stopped(signum: int, result: Surface, options: Options) -> BaseException:
+    if signum == signal.SIGTERM:
+        return Terminated(_kept(result, options, "SIGTERM"), surface=result)
+    stopped = KeyboardInterrupt(_kept(result, options, "Ctrl-C"))
+    stopped.surface = result  # type: ignore[attr-defined]
+    return stopped
+
+
+def _kept(result: Surface, options: Options, by: str) -> str:
+    """What there is of a run that was stopped, and how to go on."""
     have = f"{int(result.evaluated.sum())} of {result.loss.size} points"
     again = "the same call" if options.resume else "the same call with resume=True"
     kept = "are in `.surface`"
     if options.out is not None:
         kept = f"are kept beside {options.out}; {again} goes on"
-    if signum == signal.SIGTERM:
-        return Terminated(f"stopped by SIGTERM: {have} {kept}.", surface=result)
-    stopped = KeyboardInterrupt(f"stopped by Ctrl-C: {have} {kept}.")
-    stopped.surface = result  # type: ignore[attr-defined]
-    return stopped
-
-
-def _earlier(options: Options, name: str) -> Any:
-    """What was recorded of the run that this one goes on with; None if there is none."""
-    if options.out is None or not options.resume or not store.find_journals(options.out):
-        return None
-    return store.read_journals(options.out)[0].recorded.get(name)
-
-
-def _earlier_threads(options: Options) -> int | None:
-    """The threads of the run that this one goes on with: other threads may round differently."""
-    threads = _earlier(options, "threads")
-    return threads if isinstance(threads, int) else None
-
-
-def _earlier_layout(options: Options) -> Layout | None:
-    """Batches of other sizes round differently."""
-    layout = _earlier(options, "layout")
-    return Layout(**layout) if isinstance(layout, dict) else None
-
-
-def _earlier_engine(options: Options) -> str:
-    """A run that began on the eager engine goes on there: engines round differently."""
-    return "eager" if _earlier(options, "engine") == "eager" else "auto"
+    return f"stopped by {by}: {have} {kept}."
 
 
 @contextlib.contextmanager

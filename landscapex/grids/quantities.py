@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from landscapex.engine.choice import Region
 from landscapex.engine.eager import Stop
 from landscapex.grids.results import Surface
+from landscapex.model.parameters import Steps
 from landscapex.session import Session
 
 
@@ -45,7 +45,7 @@ class Quantity(Protocol):
     def center(self, stop: Stop | None) -> list[float]:
         """The values at the centre, where the model stands."""
 
-    def prepare(self, directions: Tensor, region: Region, center: list[float], engine: str) -> None:
+    def prepare(self, directions: Steps, region: Region, center: list[float], engine: str) -> None:
         """Get ready for the points of a region.
 
         Args:
@@ -77,7 +77,7 @@ class Losses:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.directions: Tensor | None = None
+        self.directions: Steps | None = None
         self.seconds = 0.0
 
     @property
@@ -104,7 +104,7 @@ class Losses:
         self.seconds = (time.monotonic() - began) / times
         return values
 
-    def prepare(self, directions: Tensor, region: Region, center: list[float], engine: str) -> None:
+    def prepare(self, directions: Steps, region: Region, center: list[float], engine: str) -> None:
         """Choose the engine."""
         self.directions = directions
         self.session.choose_engine(directions, region, center, wanted=engine)

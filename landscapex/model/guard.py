@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from landscapex import _ops
 from landscapex.errors import ModelChangedError, ReentrancyError
-from landscapex.model.parameters import ParameterSpace
+from landscapex.model.entries import Entry
+from landscapex.model.parameters import ParameterSpace, Steps
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
 _HOOKS = (
@@ -208,7 +209,7 @@ class Snapshot:
         self._written: list[int] | None = self._versions()
         self._foreign: list[int] | None = None
         nowhere = self.center[None][:0]
-        self._point: tuple[Tensor, Tensor, Sequence[float]] = (self.center, nowhere, ())
+        self._point: tuple[Tensor, Steps, Sequence[float]] = (self.center, nowhere, ())
         self._follow: Callable[[Sequence[float]], None] | None = None
         self._restored = False
 
@@ -241,7 +242,7 @@ class Snapshot:
         """
         self._follow = follow
 
-    def move(self, center: Tensor, directions: Tensor, coordinates: Sequence[float]) -> None:
+    def move(self, center: Tensor, directions: Steps, coordinates: Sequence[float]) -> None:
         """Write a point into the live parameters, and note that it was us.
 
         Buffers start at every point from the same values, whatever an evaluation did to them.
@@ -260,7 +261,7 @@ class Snapshot:
             self._rewind_buffers()
         self._write(center, directions, coordinates)
 
-    def _write(self, center: Tensor, directions: Tensor, coordinates: Sequence[float]) -> None:
+    def _write(self, center: Tensor, directions: Steps, coordinates: Sequence[float]) -> None:
         before = self._versions()
         if before != self._written and self._written is not None and self._foreign is None:
             self._foreign = [a - b for a, b in zip(before, self._written, strict=True)]
@@ -309,17 +310,30 @@ class Snapshot:
             if mine != now:
                 raise ModelChangedError(_changed(f"{name} was written to", moves))
 
-    def _check_contents(self) -> None:
-        """Form the point again, elsewhere, and compare: one tensor per run of equal dtypes."""
+    def _formed_again(self) -> Iterator[tuple[list[tuple[Entry, nn.Parameter]], Tensor, Tensor]]:
+        """Parameters, their bits, and what they were set to: one tensor per run of equal dtypes."""
+        center, directions, coordinates = self._point
         live = zip(self.space.entries, self.space.parameters, strict=True)
+        if not isinstance(directions, Tensor) or not len(directions):  # there may be no room
+            for i, (e, p) in enumerate(live):
+                bits = _flat_bits(p)
+                number = torch.empty(len(bits), dtype=e.dtype.to_real(), device=bits.device)
+                part = _within(directions, i, e)
+                _ops.perturb_([number], center[e.offset : e.end], part, coordinates)
+                yield [(e, p)], bits, number
+            return
         runs, found, expected = [], [], []
         for dtype, group in groupby(live, lambda pair: pair[0].dtype.to_real()):
             run = list(group)
             runs.append(run)
             found.append(torch.cat([_flat_bits(p) for _, p in run]))
             expected.append(torch.empty(len(found[-1]), dtype=dtype, device=found[-1].device))
-        _ops.perturb_(expected, *self._point)
-        for run, bits, numbers in zip(runs, found, expected, strict=True):
+        _ops.perturb_(expected, center, directions, coordinates)
+        yield from zip(runs, found, expected, strict=True)
+
+    def _check_contents(self) -> None:
+        """Form the point again, elsewhere, and compare."""
+        for run, bits, numbers in self._formed_again():
             right = numbers.view(bits.dtype)
             if not torch.equal(bits, right):
                 at = int((bits != right).nonzero()[0]) + run[0][0].offset
@@ -375,6 +389,12 @@ class Snapshot:
             _set_rng_state(self._rng)
         torch.set_grad_enabled(self._grad_enabled)  # Ctrl-C may strike while `no_grad` is entered
         self._restored = True
+
+
+def _within(directions: Steps, i: int, entry: Entry) -> Tensor:
+    if isinstance(directions, Tensor):
+        return directions[:, entry.offset : entry.end]
+    return directions.of(i)
 
 
 def _changed(what: str, moves: bool = True) -> str:

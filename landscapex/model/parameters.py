@@ -6,9 +6,9 @@ parameter counts as two real entries, real part first; a tied parameter counts o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -180,13 +180,16 @@ class ParameterSpace:
             )
         return point.detach().to(device=self.device, dtype=self.dtype, copy=True)
 
-    def normalization_table(self, rule: Normalize, *, skip_bias_bn: bool) -> tuple[Tensor, Tensor]:
+    def normalization_table(
+        self, rule: Normalize, *, skip_bias_bn: bool, entries: Iterable[Entry] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What `_ops.filter_normalize_` scales together.
 
         Args:
             rule: ``"filter"``, ``"layer"``, ``"model"`` or ``"weight"``.
             skip_bias_bn: Leave biases and norm parameters out; otherwise each of them is one
                 group under ``"filter"``.
+            entries: Of these parameters; None for all.
 
         Returns:
             ``runs`` int64 ``[R, 4]`` and ``groups`` int64 ``[F + 1]``, both on the CPU.
@@ -199,7 +202,7 @@ class ParameterSpace:
                 f"`normalize` must be 'filter', 'layer', 'model', 'weight' or None, got {rule!r}."
             )
         rows = []
-        for e in self.entries:
+        for e in self.entries if entries is None else entries:
             if e.size == 0 or (skip_bias_bn and e.is_bias_bn):
                 continue
             by_filter = rule == "filter" and not e.is_bias_bn
@@ -207,6 +210,16 @@ class ParameterSpace:
         runs = torch.cat(rows) if rows else torch.zeros((0, 4), dtype=torch.int64, device="cpu")
         ends = [0, len(runs)] if rule == "model" and len(runs) else range(len(runs) + 1)
         return runs.contiguous(), torch.tensor(list(ends), dtype=torch.int64, device="cpu")
+
+
+class InPieces(Protocol):
+    """Directions ``(K, P)`` that nobody holds as a whole; see `drawn.Drawn`."""
+
+    def of(self, i: int) -> Tensor:
+        """The directions within parameter ``i``, ``(K, n)``."""
+
+
+Steps = Tensor | InPieces
 
 
 class Writer:
@@ -217,6 +230,7 @@ class Writer:
     """
 
     def __init__(self, space: ParameterSpace) -> None:
+        self._entries = space.entries
         self._by_copy = []
         self._tensors = []
         for e, p in zip(space.entries, space.parameters, strict=True):
@@ -226,9 +240,14 @@ class Writer:
                 self._by_copy.append((p, target))
             self._tensors.append(_as_real(target))
 
-    def write(self, center: Tensor, directions: Tensor, coordinates: Sequence[float]) -> None:
+    def write(self, center: Tensor, directions: Steps, coordinates: Sequence[float]) -> None:
         """Write a point; see `ParameterSpace.move`."""
-        _ops.perturb_(self._tensors, center, directions, coordinates)
+        if isinstance(directions, Tensor):
+            _ops.perturb_(self._tensors, center, directions, coordinates)
+        else:
+            for i, (e, tensor) in enumerate(zip(self._entries, self._tensors, strict=True)):
+                part = directions.of(i)
+                _ops.perturb_([tensor], center[e.offset : e.end], part, coordinates)
         if self._by_copy:
             with torch.no_grad():
                 for p, copied in self._by_copy:

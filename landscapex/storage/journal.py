@@ -11,14 +11,13 @@ import os
 import re
 import threading
 import weakref
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NoReturn, Self
 
 import numpy as np
 
-from landscapex._arrays import read_only, same_bits
+from landscapex._arrays import read_only
 from landscapex._warnings import warn
 from landscapex.errors import (
     ArgumentError,
@@ -29,13 +28,11 @@ from landscapex.errors import (
 )
 from landscapex.storage.files import (
     check_output,
-    check_path,
     check_space,
     fail,
     read_file,
     replace_file,
     sync_data,
-    sync_folder,
     write_all,
 )
 from landscapex.storage.header import RunHeader, differences, recorded_differences
@@ -47,11 +44,11 @@ from landscapex.storage.journal_lines import (
     first_line,
     parse,
 )
-from landscapex.storage.lock import FileLock, remove_stale_lock
+from landscapex.storage.lock import FileLock
 
 SYNC_SECONDS: Final = 1.0  # nothing appended stays off the disk for longer
 
-_NAME: Final = re.compile(r"\.journal(\.shard\d+of\d+)?$")
+_NAME: Final = re.compile(r"\.journal(\.shard(\d+)of(\d+))?$")
 
 
 class Journal:
@@ -298,91 +295,10 @@ def result_path(path: Path) -> Path:
     return path.with_name(_NAME.sub("", path.name)) if _NAME.search(path.name) else path
 
 
-def find_journals(out: str | os.PathLike[str]) -> list[Path]:
-    """All journals of a result: its own first, then those of shards in order.
-
-    Args:
-        out: The result, or one of its journals; it need not exist.
-
-    Returns:
-        Absolute paths.
-
-    Raises:
-        OutputError: If ``out`` is no path of a file.
-    """
-    result = result_path(check_path(out))
-    try:
-        names = os.listdir(result.parent)
-    except OSError:
-        return []
-    found = [name for name in names if name != result.name and _NAME.sub("", name) == result.name]
-    found.sort(key=lambda name: [int(n) for n in re.findall(r"\d+", name[len(result.name) :])])
-    return [result.with_name(name) for name in found]
-
-
-def read_journals(out: str | os.PathLike[str]) -> tuple[RunHeader, np.ndarray, np.ndarray]:
-    """Read all journals of a result, also while they are being written; nothing is changed.
-
-    Args:
-        out: The result, or one of its journals.
-
-    Returns:
-        The header; ``(G,)`` bool: which points are done; ``(G, M)`` float64: their values, NaN
-        elsewhere. If shards ran under different circumstances, the header's provenance notes it.
-
-    Raises:
-        CorruptFileError: If there is no journal, or one cannot be read.
-        ResumeMismatchError: If the journals belong to different runs, or disagree on a point.
-    """
-    paths = find_journals(out)
-    if not paths:
-        fail_missing(check_path(out))
-    header: RunHeader | None = None
-    notes: dict[str, None] = {}
-    for path in paths:
-        part = parse(read_file(path), path)
-        _warn_of_damage(path, part, live=True)
-        if header is None:
-            header, done, values = part.header, part.done, part.values
-            continue
-        if found := differences(header, part.header):
-            _refuse(path, found, f"The journals of {paths[0].name} are compared with it.")
-        notes.update(dict.fromkeys(recorded_differences(header, part.header)))
-        _check_agreement(path, (done, values), part)
-        values[part.done] = part.values[part.done]
-        done |= part.done
-    assert header is not None
-    if notes:
-        provenance = {**header.provenance}
-        provenance["notes"] = [*provenance.get("notes", []), *notes]
-        header = replace(header, provenance=provenance)
-    return header, done, values
-
-
-def remove_journals(out: str | os.PathLike[str], header: RunHeader | None = None) -> None:
-    """Delete the journals of a result, and the locks that dead processes left on them.
-
-    Args:
-        out: The result.
-        header: Delete only journals of this run; None: all.
-
-    Raises:
-        OutputError: If a journal cannot be deleted.
-    """
-    paths = find_journals(out)
-    for path in paths:
-        try:
-            if header is not None and differences(parse(read_file(path), path).header, header):
-                continue
-            path.unlink(missing_ok=True)
-        except CorruptFileError:
-            continue  # not known to be of this run
-        except OSError as error:
-            fail(f"{path} could not be deleted: {error.strerror}.", error.errno)
-        remove_stale_lock(path.with_name(f"{path.name}.lock"))
-    if paths:
-        with contextlib.suppress(OSError):  # they are gone, if not yet for good
-            sync_folder(paths[0].parent)
+def shard_of(path: Path) -> tuple[int, int] | None:
+    """The shard whose journal a file is by its name; None for the journal of a whole run."""
+    match = _NAME.search(path.name)
+    return (int(match[2]), int(match[3])) if match and match[1] else None
 
 
 def fail_missing(path: Path) -> NoReturn:
@@ -407,11 +323,18 @@ def _read_for_resume(path: Path) -> Contents | None:
         warn(f"{path} was empty, as a power cut may leave it: the run starts over.")
         return None
     contents = parse(data, path)
-    _warn_of_damage(path, contents, live=False)
+    warn_of_damage(path, contents, live=False)
     return contents
 
 
-def _warn_of_damage(path: Path, contents: Contents, *, live: bool) -> None:
+def warn_of_damage(path: Path, contents: Contents, *, live: bool) -> None:
+    """Say what of a journal could not be used.
+
+    Args:
+        path: The journal.
+        contents: As it was read.
+        live: Whether it may be written at this moment.
+    """
     if contents.damaged:
         warn(
             f"{path} is damaged in line {', '.join(map(str, contents.damaged[:10]))}: the points "
@@ -426,7 +349,17 @@ def _warn_of_damage(path: Path, contents: Contents, *, live: bool) -> None:
         )
 
 
-def _refuse(path: Path, found: list[str], advice: str) -> NoReturn:
+def refuse_run(path: Path, found: list[str], advice: str) -> NoReturn:
+    """Refuse to mix runs.
+
+    Args:
+        path: The journal of the other one.
+        found: What differs, a line each.
+        advice: What to do.
+
+    Raises:
+        ResumeMismatchError: Always.
+    """
     lines = "".join(f"\n  {line}" for line in found)
     raise ResumeMismatchError(f"{path} belongs to another run; these differ:{lines}\n{advice}")
 
@@ -439,16 +372,7 @@ def _check_same_run(
         found.insert(0, f"shard: {contents.shard} -> {shard}")
     if found:
         advice = "Use another `out`, delete the journal, or pass resume=False to start over."
-        _refuse(path, found, advice)
-
-
-def _check_agreement(path: Path, seen: tuple[np.ndarray, np.ndarray], part: Contents) -> None:
-    both = seen[0] & part.done
-    if not same_bits(seen[1][both], part.values[both]):
-        raise ResumeMismatchError(
-            f"{path} must agree with the other journals of its run where they overlap, got other "
-            f"values at one or more of the points {np.flatnonzero(both)[:10].tolist()}."
-        )
+        refuse_run(path, found, advice)
 
 
 def _check_room(path: Path, header: RunHeader, done: np.ndarray) -> None:

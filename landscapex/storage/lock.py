@@ -57,8 +57,8 @@ class FileLock:
                     return
             remove_stale_lock(self.path)
             if (holder := _read_holder(self.path)) is not None:
-                self._refuse(holder)
-        self._refuse({})
+                _refuse(self.path, self._purpose, holder)
+        _refuse(self.path, self._purpose, {})
 
     def _create(self) -> bool:
         """Make the lock file; False if somebody took it for an abandoned one meanwhile."""
@@ -79,16 +79,20 @@ class FileLock:
         finally:
             os.close(descriptor)
 
-    def _refuse(self, holder: dict[str, Any]) -> NoReturn:
-        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
-        if holder.get("pid") == self._owner and holder.get("host") == socket.gethostname():
-            who = "this very process"
-        fail(
-            f"{self._purpose} must not be written by two runs at once: {who} has been writing it "
-            f"since {holder.get('since', '?')}. Use another `out`, or, if that run is gone, delete "
-            f"{self.path}.",
-            errno.EBUSY,
-        )
+
+def check_free(path: Path, purpose: Path) -> None:
+    """Refuse to go on while somebody writes what a lock is for; a stale lock is removed.
+
+    Args:
+        path: The lock file; it need not exist.
+        purpose: What is locked, for the message.
+
+    Raises:
+        OutputError: If a living process, or one on another machine, holds the lock.
+    """
+    remove_stale_lock(path)
+    if (holder := _read_holder(path)) is not None:
+        _refuse(path, purpose, holder)
 
 
 def remove_stale_lock(path: Path) -> None:
@@ -121,6 +125,17 @@ def remove_stale_lock(path: Path) -> None:
         finally:
             os.close(descriptor)
         time.sleep(0.05)
+
+
+def _refuse(path: Path, purpose: Path, holder: dict[str, Any]) -> NoReturn:
+    who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+    if holder.get("pid") == os.getpid() and holder.get("host") == socket.gethostname():
+        who = "this very process"
+    fail(
+        f"{purpose} must not be written by two runs at once: {who} has been writing it since "
+        f"{holder.get('since', '?')}. Use another `out`, or, if that run is gone, delete {path}.",
+        errno.EBUSY,
+    )
 
 
 def _describe_me() -> dict[str, object]:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from landscapex._warnings import warn
-from landscapex.errors import ArgumentError, CorruptFileError
+from landscapex.errors import ArgumentError, CorruptFileError, OutputError
 from landscapex.grids.results import Surface
 from landscapex.storage import store
 from landscapex.storage.header import RunHeader
+from landscapex.storage.lock import FileLock
+from landscapex.storage.parts import say_missing
+
+_PATIENCE: Final = 30.0  # seconds that somebody else may take to write the result
 
 
 def open(path: str | os.PathLike[str]) -> Surface:
@@ -46,12 +54,52 @@ def open(path: str | os.PathLike[str]) -> Surface:
 def merge(path: str | os.PathLike[str]) -> Surface:
     """Join the journals of the shards of a run.
 
+    The shard that finishes last does this by itself; `merge` is for those that could not, and to
+    learn what is missing.
+
     Args:
         path: The result that the shards were computed for (their ``out``).
 
     Returns:
         The result. If all points are there, it has been written to ``path`` and the journals are
-        deleted; else it has holes, a warning says how many, and the journals stay.
+        deleted; else it has holes, a warning says how many and whose they are, and the journals
+        stay.
+
+    Raises:
+        CorruptFileError: If there is neither a journal nor a result, or one is damaged.
+        ResumeMismatchError: If the journals belong to different runs.
+        OutputError: If the result cannot be written.
+    """
+    surface = join(path)
+    if not surface.complete:
+        warn(f"{missing_points(surface, path)} Their journals stay; merge again later.")
+    return surface
+
+
+def missing_points(surface: Surface, path: str | os.PathLike[str]) -> str:
+    """How much a run lacks, and in which of its parts, as a sentence.
+
+    Args:
+        surface: A partial result.
+        path: Where it is.
+
+    Returns:
+        One line.
+    """
+    missing = int((~surface.evaluated).sum())
+    whose = say_missing(path, surface.evaluated.ravel())
+    said = f"{missing} of {surface.loss.size} points of {path} are still missing"
+    return f"{said}: {whose}." if whose else f"{said}."
+
+
+def join(path: str | os.PathLike[str]) -> Surface:
+    """Write the result of a run if all of its points are in journals; several may try at once.
+
+    Args:
+        path: The result, or a journal of it.
+
+    Returns:
+        The result, or what there is of it.
 
     Raises:
         CorruptFileError: If there is neither a journal nor a result, or one is damaged.
@@ -59,21 +107,43 @@ def merge(path: str | os.PathLike[str]) -> Surface:
         OutputError: If the result cannot be written.
     """
     result = store.result_path(store.check_path(path))
-    if not store.find_journals(result):
-        return open(result)
-    header, done, values = store.read_journals(result)
-    surface = Surface.from_run(header, done, values, path=path)
-    if not surface.complete and not _is_finished(result, header):
-        missing = int((~surface.evaluated).sum())
-        warn(
-            f"{missing} of {surface.loss.size} points of {result} are missing: not all shards "
-            "have finished. Their journals stay; merge again later.",
-        )
-        return surface
-    if surface.complete:
-        surface.save(result)
-    store.remove_journals(result, header)
+    for _ in range(3):
+        if not store.find_journals(result):
+            break
+        try:
+            header, done, values = store.read_journals(result)
+        except CorruptFileError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            continue  # somebody else is joining them
+        surface = Surface.from_run(header, done, values, path=path)
+        if not surface.complete and not _is_finished(result, header):
+            return surface
+        with _exclusive(result):
+            if surface.complete and store.find_journals(result):
+                surface.save(result)
+            store.remove_journals(result, header)
+        break
     return open(result)
+
+
+@contextlib.contextmanager
+def _exclusive(result: Path) -> Iterator[None]:
+    """Wait for others who write the same result; it takes them a moment."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            lock = FileLock(result.with_name(f"{result.name}.lock"), result)
+        except OutputError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            break
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _from_file(file: Path, path: Path) -> Surface:

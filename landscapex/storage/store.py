@@ -30,15 +30,8 @@ from landscapex.storage.files import (
     replace_file,
 )
 from landscapex.storage.header import AxisInfo, RunHeader
-from landscapex.storage.journal import (
-    Journal,
-    fail_missing,
-    find_journals,
-    journal_path,
-    read_journals,
-    remove_journals,
-    result_path,
-)
+from landscapex.storage.journal import Journal, fail_missing, journal_path, result_path
+from landscapex.storage.parts import find_journals, read_journals, remove_journals
 
 __all__ = [
     "AxisInfo",

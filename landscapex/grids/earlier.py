@@ -1,0 +1,101 @@
+"""What earlier runs, and others that go on now, left of a run."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, replace
+from typing import Any
+
+from landscapex.engine.layout import Layout
+from landscapex.errors import CorruptFileError, ResumeMismatchError
+from landscapex.grids.options import Options
+from landscapex.grids.results import Surface
+from landscapex.storage import opening, store
+from landscapex.storage.files import check_path
+from landscapex.storage.header import RunHeader, differences
+from landscapex.storage.journal import journal_path
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """How the first part of a run was computed; what goes on with it should do the same.
+
+    Attributes:
+        threads: Other threads may round differently; None if there is no first part.
+        layout: Batches of other sizes round differently.
+        engine: "eager" if the run began there, for engines round differently; else "auto".
+    """
+
+    threads: int | None = None
+    layout: Layout | None = None
+    engine: str = "auto"
+
+
+def read_earlier(options: Options) -> Earlier:
+    """Read what is recorded in the journals of this run.
+
+    Args:
+        options: Of the run that goes on.
+
+    Returns:
+        What to take over.
+
+    Raises:
+        CorruptFileError: If a journal cannot be read.
+    """
+    if options.out is None or not options.resume or not store.find_journals(options.out):
+        return Earlier()
+    try:
+        recorded: dict[str, Any] = store.read_journals(options.out)[0].recorded
+    except CorruptFileError as error:
+        if error.errno == errno.ENOENT:  # joined by others at this moment
+            return Earlier()
+        raise
+    threads, layout = recorded.get("threads"), recorded.get("layout")
+    return Earlier(
+        threads if isinstance(threads, int) else None,
+        Layout(**layout) if isinstance(layout, dict) else None,
+        "eager" if recorded.get("engine") == "eager" else "auto",
+    )
+
+
+def finished_run(options: Options, header: RunHeader, *, begun: bool) -> Surface | None:
+    """The result that is already at ``out``, if it is this one.
+
+    Args:
+        options: Of the run.
+        header: Of the run.
+        begun: Whether others compute it, or did: then another result there is to be replaced.
+
+    Returns:
+        The result, or None if it is not there.
+
+    Raises:
+        ResumeMismatchError: If another result is there.
+    """
+    out = options.out
+    if out is None or not out.is_file():
+        return None
+    if not options.resume:
+        store.check_replaceable(out)
+        return None
+    if journal_path(check_path(out), options.shard).exists():
+        return None  # it is newer than the result, whose place it will take
+    there = opening.open(out)
+    stored = replace(
+        header,
+        kind=there.kind,
+        axes=there.axes,
+        columns=there.columns,
+        fingerprint=there.provenance.get("fingerprint", {}),
+        recorded=there.provenance.get("recorded", {}),
+        provenance=there.provenance,
+    )
+    if found := differences(stored, header):
+        if begun:
+            return None
+        raise ResumeMismatchError(
+            f"{out} holds the result of another run; pass resume=False to replace it. It differs "
+            "in: " + "; ".join(found)
+        )
+    return there if there.complete else None
