@@ -14,7 +14,7 @@ SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
     $(shell find landscapex csrc tests/emulation -type f ! -name '*.pyc')
 NATIVE := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test check docs bench roofline data clean
+.PHONY: demo test check docs bench compared roofline dist wheels data clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -23,13 +23,14 @@ demo: .venv/installed
 test: .venv/installed .venv/data
 	$(PYTEST) -n 2 -m "not slow" tests
 
-check: .venv/installed .venv/checkers .venv/data
+check: .venv/installed .venv/checkers .venv/data .venv/browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy landscapex
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 	$(PYTEST) -n 2 -m slow tests
 	$(PYTEST) -n 2 tests/test_other_*.py
+	$(PYTEST) tests/test_export_paraview.py
 	$(MAKE) docs
 	@if command -v nvcc > /dev/null; then $(BIN)/python tests/native/compile_matrix.py; \
 	else echo "There is no nvcc: CUDA kernels were not compiled for the architectures."; fi
@@ -47,10 +48,26 @@ bench: .venv/installed .venv/checkers .venv/data
 	    --benchmark-json=benchmarks/out/benchmarks.json
 	$(BIN)/python benchmarks/report.py benchmarks/out/benchmarks.json
 
+# Fetches other tools into a folder that is thrown away, asks them and landscapex questions with known
+# answers, and writes docs/compared.md.
+compared: .venv/installed
+	$(BIN)/python benchmarks/compare.py docs/compared.md
+
 # What the CUDA kernels would take on an H100: estimated from what nvcc makes of them, never measured.
 roofline: .venv/installed
 	$(PIP) --no-deps nvidia-cuda-nvdisasm==13.5.37
 	$(BIN)/python benchmarks/roofline.py
+
+# Into dist/: the archive of the sources, and a wheel for this machine that is made from it.
+dist: .venv/torch
+	rm -rf dist
+	$(BIN)/python -c "import sys; sys.path.insert(0, 'csrc'); import lx_backend as b; b.build_sdist('dist')"
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+
+# Wheels for every Python, in dist/, as pyproject.toml says; needs Docker on Linux.
+wheels: .venv/torch
+	$(PIP) cibuildwheel
+	$(BIN)/cibuildwheel --output-dir dist
 
 data:
 	rm -f .venv/data
@@ -73,9 +90,23 @@ clean:
 
 # The other tools come without their dependencies, which would replace NumPy.
 .venv/checkers: .ci/constraints.txt .ci/oracles.txt | .venv/torch
-	$(PIP) ruff mypy clang-format furo myst-parser sphinx sphinx-gallery
-	$(PIP) --no-deps -r .ci/oracles.txt
+	$(PIP) ruff mypy clang-format furo myst-parser sphinx sphinx-gallery ziglang
+	$(PIP) --no-deps -r .ci/oracles.txt vtk
 	touch $@
+
+# Chromium without a window, by Debian packages and without touching the system: it and what it needs
+# that is not installed. The tests that open pages skip without.
+.venv/browser: | .venv/torch
+	@if command -v chromium-headless-shell || command -v chromium || command -v google-chrome; then \
+	    echo "There is a browser."; \
+	elif mkdir -p .venv/chromium && cd .venv/chromium \
+	    && apt-get -qq install --simulate --no-install-recommends chromium-headless-shell \
+	        2> /dev/null | sed -n 's/^Inst \([^ ]*\).*/\1/p' | xargs apt-get -qq download 2> /dev/null \
+	    && for package in *.deb; do dpkg -x "$$package" . 2> /dev/null; done \
+	    && [ -x usr/lib/chromium/chromium-headless-shell ]; \
+	then rm -f *.deb; echo "Chromium is in .venv/chromium."; \
+	else echo "Chromium cannot be fetched here: tests that need it will be skipped."; fi
+	@touch $@
 
 # Fashion-MNIST, by Debian package and without touching the system. Tests that need it skip without.
 .venv/data: | .venv/torch

@@ -282,8 +282,8 @@ def test_the_provenance_says_what_was_computed(finished):
 
 
 def test_the_progress_bar_names_the_map(monkeypatch):
-    named, bar = [], filling.tqdm
-    monkeypatch.setattr(filling, "tqdm", lambda **o: named.append(o["desc"]) or bar(**o))
+    named, bar = [], filling.progress_bar
+    monkeypatch.setattr(filling, "progress_bar", lambda **o: named.append(o["desc"]) or bar(**o))
     small(points=2)
     assert named == ["curvature map"]
 

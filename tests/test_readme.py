@@ -25,8 +25,11 @@ PAGES = [
     "docs/guide.md",
     "docs/curvature.md",
     "docs/training.md",
+    "docs/exports.md",
+    "docs/clusters.md",
     "docs/speed.md",
     "docs/gpu.md",
+    "docs/platforms.md",
     "CONTRIBUTING.md",
 ]
 PACKAGE = Path(landscapex.__file__).parent
@@ -56,6 +59,25 @@ def run_python(code: str, namespace: dict, page: str) -> str:
     return printed.getvalue()
 
 
+# What a batch system has, and this machine may not: two tasks, and no second chance.
+SLURM = f"""
+set -u
+SLURM_ARRAY_TASK_ID=0 SLURM_ARRAY_TASK_COUNT=1 SLURM_JOB_ID=7 SLURM_NNODES=1 SLURM_JOB_NODELIST=x
+export SLURM_NTASKS=2 SLURM_PROCID
+landscapex() {{ {shlex.quote(sys.executable)} -W ignore -m landscapex "$@"; }}
+torchrun() {{ while [ "$1" != -m ]; do shift; done; shift; "$@"; }}
+srun() {{ for SLURM_PROCID in 0 1; do "$@"; [ "$1" = bash ] || break; done; }}
+scontrol() {{ [ "$1" = show ] && echo localhost || exit 9; }}
+export -f landscapex
+"""
+
+
+def run_script(code: str) -> None:
+    """Run a batch script to its end, on a small grid."""
+    small = code.replace("--points 101", "--points 5")
+    subprocess.run(["bash", "-c", SLURM + small], check=True, timeout=200)
+
+
 def run_command(line: str) -> None:
     """Run a command that is ours; ask the tool whether it knows the others."""
     command = shlex.split(line)
@@ -63,6 +85,9 @@ def run_command(line: str) -> None:
         command += ["--points", "11"]  # the whole of it is `make demo`
     if command[0] == "landscapex":
         subprocess.run([sys.executable, "-m", *command], check=True, timeout=60)
+    elif command[0] == "torchrun":
+        torchrun = [sys.executable, "-m", "torch.distributed.run", *command[1:]]
+        subprocess.run(torchrun, check=True, timeout=200, capture_output=True)
     elif command[0] == "make":
         subprocess.run(["make", "-n", *command[1:]], cwd=ROOT, check=True, capture_output=True)
     else:
@@ -87,6 +112,8 @@ def test_every_block_runs(page, tmp_path, monkeypatch):
             printed = run_python(code, namespace, page)
         elif language == "text":  # what the block above prints
             assert printed == code or unavailable()
+        elif language == "bash":
+            run_script(code)
         else:
             assert language == "console", f"{page}: a block in {language!r}"
             for line in code.splitlines():
