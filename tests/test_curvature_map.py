@@ -296,7 +296,7 @@ def test_the_progress_bar_names_the_map(monkeypatch):
         ({"max_products": 3}, "`max_products` must be "),
         ({"directions": "hesian"}, "`directions` must be "),
         ({"points": 1}, "`points` must be at least 2, got 1"),
-        ({"shard": "3/3"}, "`shard` i/n must have 0 <= i < n, got '3/3'"),
+        ({"shard": "3/3"}, "`shard` i/n must have 0 <= i < n: parts are counted from 0, got '3/3'"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):

@@ -430,7 +430,7 @@ def test_merging_shards_gives_the_file_of_one_run(tmp_path_factory, n):
 def test_merging_too_early_says_how_many_points_are_missing_and_keeps_the_journals(out):
     run_shard(out, 0, 2)
     before = {p.name: p.read_bytes() for p in out.parent.iterdir()}
-    with pytest.warns(LandscapexWarning, match=r"7 of 15 points of .*s\.nc are missing"):
+    with pytest.warns(LandscapexWarning, match=r"7 of 15 points of .*s\.nc are still missing"):
         partial = opening.merge(out)
     assert partial.evaluated.sum() == 8
     assert {p.name: p.read_bytes() for p in out.parent.iterdir()} == before
