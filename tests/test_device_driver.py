@@ -5,6 +5,8 @@ One small program has all of it; its steps by themselves are tested elsewhere.
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -275,3 +277,15 @@ def test_more_weights_for_tensor_cores_than_one_launch_rounds(chunks):
     for point in range(2):
         expected, _ = many.expected(point)
         np.testing.assert_allclose(found[:, point], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_two_libraries_live_in_one_process(tmp_path):
+    """As the one for CUDA and its emulation do where tests run on a GPU."""
+    from landscapex import _program_emulated as first
+
+    spec = importlib.util.spec_from_file_location(
+        first.__name__, shutil.copy(first.__file__, tmp_path)
+    )
+    second = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(second)
+    assert second.DeviceProgram is not first.DeviceProgram
