@@ -283,9 +283,8 @@ def test_two_libraries_live_in_one_process(tmp_path):
     """As the one for CUDA and its emulation do where tests run on a GPU."""
     from landscapex import _program_emulated as first
 
-    spec = importlib.util.spec_from_file_location(
-        first.__name__, shutil.copy(first.__file__, tmp_path)
-    )
+    name = first.__name__.rpartition(".")[2]  # by its whole name it would be taken for the first
+    spec = importlib.util.spec_from_file_location(name, shutil.copy(first.__file__, tmp_path))
     second = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(second)
     assert second.DeviceProgram is not first.DeviceProgram
