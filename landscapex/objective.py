@@ -18,7 +18,8 @@ from landscapex.engine.layout import Layout
 from landscapex.engine.preparation import PlanCache
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.losses import binding
-from landscapex.model.guard import common_draws, exclusive
+from landscapex.model.generators import common_draws
+from landscapex.model.guard import exclusive
 from landscapex.model.parameters import ParameterSpace
 from landscapex.model.selection import Selection, refuse_sparse_buffers
 from landscapex.session import Point, Session

@@ -42,7 +42,7 @@ ORDER = [
     *of("", "batches"),
     *of("losses", "reductions metrics totals measure weighting torch_measure own_measures binding"),
     *of("", "interrupts"),
-    *of("model", "guard determinism"),
+    *of("model", "generators guard determinism"),
     *of("", "engine"),
     *of("engine", "onednn memory layout eager steps program weight_order plan sharing capture"),
     *of("engine", "lowering"),

@@ -22,7 +22,8 @@ from landscapex.curvature.standing import Standing, own_arithmetic, twice_differ
 from landscapex.engine.eager import batch_norms
 from landscapex.errors import EmptyDataError
 from landscapex.model.entries import Entry
-from landscapex.model.guard import common_draws, exclusive, is_held
+from landscapex.model.generators import common_draws
+from landscapex.model.guard import exclusive, is_held
 from landscapex.model.parameters import ParameterSpace
 from landscapex.session import Session
 

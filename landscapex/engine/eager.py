@@ -24,7 +24,8 @@ from landscapex.grids.grid import AXIS_NAMES
 from landscapex.interrupts import Abandon
 from landscapex.losses.measure import Measure
 from landscapex.losses.totals import Terms, Totals
-from landscapex.model.guard import Snapshot, common_draws
+from landscapex.model.generators import common_draws
+from landscapex.model.guard import Snapshot
 from landscapex.model.parameters import ParameterSpace, Steps
 
 BN_MODES = ("eval", "recompute", "batch")

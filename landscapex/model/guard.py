@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import threading
 import weakref
@@ -18,12 +17,12 @@ from itertools import groupby
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from landscapex import _ops
 from landscapex.errors import ModelChangedError, ReentrancyError
+from landscapex.model import generators
 from landscapex.model.entries import Entry
 from landscapex.model.parameters import ParameterSpace, Steps
 
@@ -58,13 +57,12 @@ class _ModelLock:
 
 _locks: weakref.WeakKeyDictionary[nn.Module, _ModelLock] = weakref.WeakKeyDictionary()
 _registry = threading.Lock()
-_drawing = threading.RLock()  # who reads, seeds or puts back the generators of the process
 
 
 def _forget_locks() -> None:
     # the forked child has none of the threads that may have held a lock
-    global _registry, _locks, _drawing
-    _registry, _locks, _drawing = threading.Lock(), weakref.WeakKeyDictionary(), threading.RLock()
+    global _registry, _locks
+    _registry, _locks = threading.Lock(), weakref.WeakKeyDictionary()
 
 
 os.register_at_fork(after_in_child=_forget_locks)
@@ -183,8 +181,7 @@ class Snapshot:
         self._leaves = [(p, p.requires_grad, p.grad) for p in space.model.parameters()]
         self._buffers = [(b, b.detach().clone()) for b in space.model.buffers()]
         self._starts = [(b, copy, _version(b)) for b, copy in self._buffers]
-        with _drawing:
-            self._rng = _rng_state()
+        self._rng = generators.read_states()
         self._grad_enabled = torch.is_grad_enabled()
         # a hook (pruning, weight norm) or forward keeps what it derives as a plain attribute
         self._attributes = [
@@ -385,8 +382,7 @@ class Snapshot:
         for p, requires_grad, grad in self._leaves:
             p.requires_grad_(requires_grad)
             p.grad = grad
-        with _drawing:
-            _set_rng_state(self._rng)
+        generators.put_back(self._rng)
         torch.set_grad_enabled(self._grad_enabled)  # Ctrl-C may strike while `no_grad` is entered
         self._restored = True
 
@@ -457,58 +453,3 @@ def _put_back(table: Any, original: dict[Any, Any]) -> None:
     if list(table) != list(original) or any(table[k] is not v for k, v in original.items()):
         table.clear()
         table.update(original)
-
-
-def _rng_state() -> list[tuple[Callable[[Any], object], Any]]:
-    states: list[tuple[Callable[[Any], object], Any]] = [
-        (torch.set_rng_state, torch.get_rng_state()),
-        (np.random.set_state, np.random.get_state()),  # noqa: NPY002  (the user's, to be put back)
-        (random.setstate, random.getstate()),
-    ]
-    if torch.cuda.is_initialized():
-        states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-    return states
-
-
-def _set_rng_state(states: list[tuple[Callable[[Any], object], Any]]) -> None:
-    for put, state in states:
-        put(state)
-
-
-@contextlib.contextmanager
-def common_draws(seed: int, generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
-    """The same random numbers every time, from the global generators, which are then put back.
-
-    One thread at a time: the generators belong to the whole process.
-
-    Args:
-        seed: Of torch, NumPy and Python.
-        generators: Further generators to seed and put back.
-
-    Yields:
-        Nothing.
-    """
-    with _drawing:
-        before = _rng_state()
-        states = [g.get_state() for g in generators]
-        try:
-            for g in generators:
-                g.manual_seed(seed)
-            _seed_everything(seed)
-            yield
-        finally:
-            for g, state in zip(generators, states, strict=True):
-                g.set_state(state)
-            _set_rng_state(before)
-
-
-def _seed_everything(seed: int) -> None:
-    """Seed torch, NumPy and Python.
-
-    Not `torch.manual_seed`: it also seeds devices that were never used, and takes 2 ms for that.
-    """
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  (user code draws from the global generator)
-    random.seed(seed)

@@ -228,7 +228,7 @@ TRAPS = [
     ),
     Planted(
         "trap 21", "random generators move", "landscapex/model/guard.py",
-        "_set_rng_state(self._rng)",
+        "generators.put_back(self._rng)",
         "pass",
         GUARD + "test_trap_21_a_loss_that_draws_leaves_the_generators_alone",
     ),
