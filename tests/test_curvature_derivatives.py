@@ -101,28 +101,28 @@ def test_trap_36_products_are_exact_near_the_kinks_of_relu():
     assert wrong > 0.05
 
 
-def normalised(dims: int, *, affine: bool) -> nn.Sequential:
+def normalised(dims: int, affine: str) -> nn.Sequential:
     """A convolution between two batch norms with statistics of their own."""
     conv, norm = getattr(nn, f"Conv{dims}d"), getattr(nn, f"BatchNorm{dims}d")
 
     def build() -> nn.Sequential:
-        first, second = norm(2, affine=affine), norm(3, eps=0.1)
+        first, second = norm(2, affine=affine != "none"), norm(3, eps=0.1)
         for layer in (first, second):
             nn.init.normal_(layer.running_mean)
             nn.init.uniform_(layer.running_var, 0.5, 2)
             for parameter in layer.parameters():
-                nn.init.normal_(parameter)
+                nn.init.normal_(parameter).requires_grad_(affine != "frozen")
         last = nn.Linear(3 * 2**dims, 3)
         return nn.Sequential(first, nn.Tanh(), conv(2, 3, 2), second, nn.Tanh(), nn.Flatten(), last)
 
     return models.seeded(build).double().eval()
 
 
-@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("affine", ["moving", "frozen", "none"])
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
 def test_batch_norm_by_running_statistics(kind, dims, affine):
-    model = normalised(dims, affine=affine)
+    model = normalised(dims, affine)
     rng = torch.Generator().manual_seed(5)
     x = torch.randn(5, 2, *[3] * dims, generator=rng, dtype=torch.float64)
     y = torch.randint(3, (5,), generator=rng)

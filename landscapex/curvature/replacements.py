@@ -190,7 +190,7 @@ class _Affine(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         if ctx.fixed:
             x, scale = x.detach(), scale.detach()
-        by_x, by_scale = _AffineGradients.apply(cotangent, x, scale)
+        by_x, by_scale = _AffineGradients.apply(cotangent, x, scale, ctx.needs_input_grad[:2])
         by_shift = _per_channel(cotangent, scale) if ctx.needs_input_grad[2] else None
         return by_x, by_scale, by_shift, None, None
 
@@ -199,10 +199,13 @@ class _AffineGradients(torch.autograd.Function):
     """Gradients of `_Affine` by input and scale, linear in each of cotangent, input and scale."""
 
     @staticmethod
-    def forward(ctx: Any, cotangent: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, cotangent: Tensor, x: Tensor, scale: Tensor, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
         ctx.save_for_backward(cotangent, x, scale)
         ctx.set_materialize_grads(False)
-        return cotangent * scale, _per_channel(cotangent * x, scale)
+        by_x = cotangent * scale if wanted[0] else None
+        return by_x, _per_channel(cotangent * x, scale) if wanted[1] else None
 
     @staticmethod
     @once_differentiable
@@ -223,7 +226,7 @@ class _AffineGradients(torch.autograd.Function):
                 to_cotangent = x * by_scale if moved is None else moved.addcmul_(x, by_scale)
             if needed[1]:
                 to_x = cotangent * by_scale
-        return to_cotangent, to_x, to_scale
+        return to_cotangent, to_x, to_scale, None
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
