@@ -186,8 +186,8 @@ class DrawnDirections(Directions):
         inner = torch.zeros((count, count), dtype=torch.float64, device="cpu")
         zero = 0
         for i in range(len(space.entries)):
-            block, without_length = drawn.scaled(i)
-            zero += without_length
+            block, lengths = drawn.scaled(i)
+            zero += int((lengths == 0).sum())
             inner += gram(block)
             for row in block:
                 _digest(row, digest)

@@ -131,6 +131,7 @@ def random_in_pieces(
 
     Raises:
         ArgumentError: If an argument has a value not listed above.
+        ArgumentTypeError: If ``seed`` is not a whole number.
 
     Example:
         >>> import torch, landscapex as lx
@@ -324,7 +325,15 @@ def normalize(
 
     Returns:
         New directions.
+
+    Raises:
+        DirectionError: If they are not held: see `random_in_pieces`.
     """
+    if isinstance(directions, DrawnDirections):
+        raise DirectionError(
+            "`directions` must be held to be normalised, got directions in pieces: pass "
+            "`normalize` and `ignore` to `random_in_pieces`."
+        )
     space = _space(objective)
     check_layout(directions, space)
     copied = replace(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import real_data
 import torch
+from hypothesis import is_hypothesis_test, settings
 from torch import Tensor
 
 # Reason -> what to do about it; printed once however many tests were skipped.
@@ -35,6 +36,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="folder of real data (CIFAR-10 as JPEG, ...); tests that need it skip without it",
     )
+    parser.addoption(
+        "--examples",
+        type=int,
+        default=1,
+        metavar="N",
+        help="draw N times as many examples for every property",
+    )
 
 
 def pytest_configure() -> None:
@@ -46,10 +54,24 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if {"data_dir", "fashion_mnist"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("data")
+    if (times := config.getoption("--examples")) != 1:
+        _draw_more(items, times)
+
+
+def _draw_more(items: list[pytest.Item], times: int) -> None:
+    """Many examples of every property, in proportion: a profile gives way to ``@settings``."""
+    properties = {f for item in items if is_hypothesis_test(f := getattr(item, "obj", None))}
+    for function in properties:
+        usual = function._hypothesis_internal_use_settings  # there is no public way to it
+        function._hypothesis_internal_use_settings = settings(
+            usual, max_examples=times * usual.max_examples
+        )
+        item_limit = pytest.mark.timeout(3600)
+        item_limit(function)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -17,6 +17,7 @@ import torch
 import landscapex as lx
 from landscapex import cli
 
+COMMANDS = ("demo", "surface", "show", "export", "info", "merge", "doctor")
 TRAIN = """
 import os
 import time
@@ -111,11 +112,11 @@ def test_help_takes_less_than_half_a_second():
     with launch("--help") as process:
         out, _ = process.communicate()
     assert process.returncode == 0
-    assert all(name in out for name in ("demo", "surface", "show", "info", "merge", "doctor"))
+    assert all(name in out for name in COMMANDS)
     assert seconds() - before < 0.5
 
 
-@pytest.mark.parametrize("name", ["demo", "surface", "show", "info", "merge", "doctor"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(command, name):
     status, out, _ = command(name, "--help")
     assert status == 0

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import landscapex as lx
 from landscapex.curvature.operators import hessian
+from landscapex.curvature.replacements import Replacements
 from landscapex.errors import LossError
 
 # --- What has no second derivatives --------------------------------------------------------------
@@ -80,6 +81,20 @@ def test_a_piecewise_linear_loss_has_no_curvature():
     operator = hessian(model, [(x, y)], "l1_loss")
     assert not (operator @ torch.ones(5)).any()
     assert operator.gradient.any()
+
+
+def test_the_output_of_a_batch_norm_has_the_bits_of_the_model():
+    """A unit next to its kink would switch: another matrix than that of the loss."""
+    norm = models.seeded(lambda: nn.BatchNorm2d(8)).eval()
+    rng = torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for values in (norm.weight, norm.bias, norm.running_mean):
+            values.copy_(3 + torch.randn(8, generator=rng))
+    x = torch.randn(4, 8, 9, 9, generator=rng)
+    with Replacements(fixed=False):
+        found = norm(x)
+    assert "_Affine" in type(found.grad_fn).__name__
+    assert torch.equal(found, norm(x))
 
 
 def test_trap_36_products_are_exact_near_the_kinks_of_relu():

@@ -13,7 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import landscapex as lx
-from landscapex.errors import ArgumentError, ArgumentTypeError, CaptureError, ModelChangedError
+from landscapex.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CaptureError,
+    DirectionError,
+    ModelChangedError,
+)
 from landscapex.grids import filling
 
 
@@ -86,6 +92,15 @@ def test_the_numbers_are_those_of_random_directions(rule):
     assert drawn.norm().tolist() == pytest.approx(held.norm().tolist(), rel=1e-12)
 
 
+def test_who_drew_them_may_give_them_to_a_surface():
+    objective = lx.Objective(Odd(), [torch.ones(2)], lambda m, b: m(b))
+    drawn = lx.directions.random_in_pieces(objective)
+    surface = lx.surface(objective, directions=drawn, points=(5, 4), **QUIET)
+    assert raised(surface) == raised(odd_surface())
+    with pytest.raises(DirectionError, match="must be held to be normalised, got directions in p"):
+        lx.surface(objective, directions=drawn, normalize="layer", points=(5, 4), **QUIET)
+
+
 def test_they_go_on_where_they_stopped_and_other_draws_are_refused(tmp_path, monkeypatch):
     truth = small()
     monkeypatch.setattr(filling, "HELD", 0)
@@ -107,7 +122,7 @@ def test_a_rule_that_needs_all_tensors_at_once_is_held(monkeypatch):
     held = small(normalize="model")
     monkeypatch.setattr(filling, "HELD", 0)
     assert raised(small(normalize="model")) == raised(held)
-    assert "note" not in str(small(normalize="model").provenance["directions"][0]["note"])
+    assert small(normalize="model").provenance["directions"][0]["note"] == ""
     with pytest.raises(ArgumentError, match="or None in pieces, got 'model'"):
         lx.directions.random_in_pieces(models.mlp(3, 4, 1), normalize="model")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import sys
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
@@ -297,6 +298,12 @@ def test_text_of_a_user_is_text(tmp_path):
     assert "<" not in shown
     assert "&lt;script&gt;" in shown
     assert traces[0]["text"][1].endswith("<br>a&lt;b = 1")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="needs names of any bytes")
+def test_a_file_may_have_a_name_that_is_not_text(tmp_path):
+    target = Path(os.fsdecode(os.fsencode(tmp_path / "s") + b"\xff.html"))
+    assert "<title>loss (s?)</title>" in plane().to_html(target).read_text(encoding="utf-8")
 
 
 def test_the_same_result_gives_the_same_page(tmp_path):

@@ -5,6 +5,11 @@ The code itself is followed here from its own loops, index by index.
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -114,7 +119,9 @@ def test_what_was_computed_in_part_is_nan_there_with_a_warning(tmp_path):
 
 def test_other_arrays_are_columns_if_they_have_a_number_per_point(tmp_path):
     own = np.arange(15.0).reshape(5, 3)
-    path = their_surface(tmp_path / "s.h5", X, Y, own=own, other=np.ones(4), alpha=own)
+    path = their_surface(
+        tmp_path / "s.h5", X, Y, own=own, other=np.ones(4), alpha=own, accuracy=own
+    )
     surface = export.read_h5(path)
     assert surface.columns == ("loss", "own", "accuracy")  # as the file has them
     np.testing.assert_array_equal(surface["own"], own.T)
@@ -154,7 +161,7 @@ def test_a_surface_comes_back_as_it_was(tmp_path):
         percent = file["train_acc"][:]
     there = surface.evaluated.T
     np.testing.assert_array_equal(percent[there], 100 * surface["accuracy"].T[there])
-    line = make(np.arange(9.0), *PLACES[1])
+    line = make(np.where(np.arange(9) == 4, np.nan, 1.0), *PLACES[1])
     assert export.read_h5(line.to_h5(tmp_path / "line.h5")).equals(line)
 
 
@@ -174,6 +181,11 @@ def test_the_same_surface_gives_the_same_file_and_theirs_is_kept(tmp_path):
         (lambda: plane().to_h5("s.nc"), ArgumentError, r"one of \.h5, \.hdf5, got 's\.nc'"),
         (lambda: volume().to_h5("s.h5"), ArgumentError, "must have one or two axes .*, got 3"),
         (lambda: export.to_h5(3, "s.h5"), ArgumentTypeError, "`surface` must be a result"),
+        (
+            lambda: plane().to_h5("s.h5", directions=3),
+            ArgumentTypeError,
+            "`directions` must be a string, got int",
+        ),
         (
             lambda: make({"loss": np.ones(9), "train_acc": np.ones(9)}, *PLACES[1]).to_h5("s.h5"),
             ArgumentError,
@@ -224,6 +236,24 @@ def outside(path):
         file.create_dataset("train_loss", (3, 5), "f8", external=place)
 
 
+def virtual(path):
+    rewritten("train_loss", None)(path)
+    their_surface(path.with_name("other.h5"), X, Y)
+    layout = h5py.VirtualLayout((3, 5), "f8")
+    layout[:] = h5py.VirtualSource("other.h5", "train_loss", (3, 5))
+    with h5py.File(path, "r+") as file:
+        file.create_virtual_dataset("train_loss", layout)
+
+
+def odd(path):
+    """Numbers whose exponents are counted from somewhere else."""
+    rewritten("train_loss", None)(path)
+    kind = h5py.h5t.IEEE_F64LE.copy()
+    kind.set_ebias(1000)
+    with h5py.File(path, "r+") as file:
+        h5py.h5d.create(file.id, b"train_loss", kind, h5py.h5s.create_simple((3, 5)))
+
+
 def huge(path):
     rewritten("train_loss", None)(path)
     with h5py.File(path, "r+") as file:
@@ -245,6 +275,8 @@ def huge(path):
         (rewritten("train_acc", np.ones((4, 5))), r"'train_acc' must have shape \(3, 5\), got"),
         (linked, "must hold the numbers 'train_loss'"),
         (outside, "must hold the numbers 'train_loss'"),
+        (virtual, "must hold the numbers 'train_loss'"),
+        (odd, "'train_loss' holds numbers of no common type"),
         (huge, "'train_loss' is larger than the file"),
     ],
 )
@@ -283,6 +315,28 @@ def test_fault_07_a_reader_that_dies_takes_nobody_with_it(tmp_path, monkeypatch,
     monkeypatch.setattr(export.hdf5.hdf5_reader, "__file__", str(script))
     with pytest.raises(CorruptFileError, match=message):
         export.read_h5(their_surface(tmp_path / "s.h5", X, Y))
+
+
+def test_fault_07_a_damaged_name_of_ours_is_an_error(tmp_path):
+    path = make({"loss": np.ones(9), "mine": np.ones(9)}, *PLACES[1]).to_h5(tmp_path / "s.h5")
+    data = path.read_bytes()
+    assert data.count(b"mine") == 1
+    path.write_bytes(data.replace(b"mine", b"mint"))
+    with pytest.raises(CorruptFileError, match="or damaged"):
+        export.read_h5(path)
+
+
+def test_fault_07_a_reader_that_hangs_is_ended_by_its_own_clock(tmp_path):
+    """Also where whoever started it ignores alarms."""
+    code = (
+        "import signal, time, hdf5_reader as reader;"
+        "signal.signal(signal.SIGALRM, signal.SIG_IGN);"
+        "reader.SECONDS = 0.1; reader.collect = lambda *_: time.sleep(20); reader.main()"
+    )
+    path = their_surface(tmp_path / "s.h5", X, Y)
+    folder = Path(export.hdf5.hdf5_reader.__file__).parent
+    done = subprocess.run([sys.executable, "-c", code, path], cwd=folder, check=False)
+    assert done.returncode == -signal.SIGALRM
 
 
 @pytest.mark.slow

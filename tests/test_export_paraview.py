@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
+
 import numpy as np
 import pytest
 import torch
@@ -169,6 +172,26 @@ def test_the_head_says_how_it_was_made(tmp_path):
     assert "place of loss (linear scale)" in lines[3]
 
 
+@pytest.mark.parametrize("scale", ["linear", "log", "symlog"])
+def test_the_head_leads_back_to_the_values(tmp_path, scale):
+    x, y = PLACES[2]
+    loss = 1 + 5000 * (x[:, None] ** 2 + y**2) - 3000 * (scale != "log")
+    path = make(loss, x, y).to_vts(tmp_path / "s.vts", scale=scale)
+    text = path.read_bytes().partition(b" -->")[0].decode().splitlines()[-1]
+    base, factor = map(float, re.findall(r"z = (\S+) \+ (\S+) \* place", text)[0])
+    v = loss.ravel(order="F")
+    if scale == "symlog":
+        below, t, far = map(
+            float, re.findall(r"v / (\S+) up to (\S+), .*\|v\| / (\S+)\)\)", text)[0]
+        )
+        assert below == t == far
+        v = np.where(abs(v) <= t, v / t, np.sign(v) * (1 + np.log10(np.maximum(abs(v), t) / t)))
+    elif scale == "log":
+        v = np.log10(v)
+    _, arrays = vtk_files.read(path)
+    np.testing.assert_allclose(arrays["points"][:, 2], base + factor * v, atol=1e-12)
+
+
 def test_the_same_result_gives_the_same_file_and_replaces_it(tmp_path):
     first, again = (bowl().to_vts(tmp_path / "s.vts").read_bytes() for _ in range(2))
     assert first == again
@@ -194,6 +217,15 @@ def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch, options, error
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
         plane().to_vts(**{"path": "s.vts", **options})
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_room_for_temporary_files_it_is_an_error_of_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(
+        OutputError, match=r"s\.vts could not be made in a temporary folder: No such"
+    ):
+        plane().to_vts(tmp_path / "s.vts")
     assert not list(tmp_path.iterdir())
 
 
@@ -233,6 +265,7 @@ def test_a_path_is_a_line_through_its_checkpoints(tmp_path, run):
     np.testing.assert_array_equal(arrays["loss"], trajectory.losses)
     np.testing.assert_array_equal(arrays["residual"], trajectory.residuals)
     np.testing.assert_array_equal(arrays["step"], trajectory.steps)
+    np.testing.assert_array_equal(arrays["epoch"], trajectory.epochs)
 
 
 @pytest.mark.parametrize("options", [{}, {"scale": "log", "height": 2.0}])
@@ -245,6 +278,25 @@ def test_a_path_lies_on_the_relief_of_its_plane(tmp_path, run, options):
     slope = np.polyfit(place(relief["loss"]), relief["points"][:, 2], 1)
     expected = np.polyval(slope, place(trajectory.drawn[:, 0]))
     np.testing.assert_allclose(path["points"][:, 2], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_path_has_the_heights_of_its_column_and_no_broken_checkpoints(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(16, 3, generator=generator)
+    objective = lx.Objective(torch.nn.Linear(3, 2), (inputs, inputs[:, 0].gt(0).long()),
+                             "cross_entropy", metrics="accuracy")  # fmt: skip
+    steps = torch.randn(5, 8, generator=generator).cumsum(0)
+    steps[2, 3] = np.nan
+    trajectory = lx.trajectory(list(steps), objective, drawn=True)
+    surface = lx.surface(objective, directions=trajectory, center=trajectory.center, points=5,
+                         progress=False)  # fmt: skip
+    options = {"column": "accuracy", "scale": "linear", "height": None}
+    _, path = vtk_files.read(export.to_vtp(trajectory, tmp_path / "p.vtp", surface, **options))
+    kept = [0, 1, 3, 4]
+    np.testing.assert_array_equal(path["step"], trajectory.steps[kept])
+    np.testing.assert_array_equal(path["points"][:, :2], trajectory.coordinates[kept])
+    np.testing.assert_allclose(path["points"][:, 2], trajectory.drawn[kept, 1], atol=1e-12)
+    np.testing.assert_array_equal(path["accuracy"], trajectory.values[kept, 1])
 
 
 def test_vtk_reads_a_path(tmp_path, run):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import xml.etree.ElementTree as ET
 from itertools import product
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -150,6 +152,14 @@ def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch, call, error, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
         call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_room_nothing_is_written(tmp_path, monkeypatch):
+    full = SimpleNamespace(f_bavail=0, f_frsize=1, f_blocks=1)
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    with pytest.raises(OutputError, match="only 0 are free"):
+        plane().to_csv(tmp_path / "s.csv")
     assert not list(tmp_path.iterdir())
 
 

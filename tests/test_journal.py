@@ -367,7 +367,7 @@ def test_journals_that_disagree_are_never_joined(out):
     begun(out, 4, shard=(0, 2))
     with Journal.open(out, HEADER, shard=(1, 2)) as j:
         j.append(3, np.nextafter(VALUES[3:5], np.inf))
-    with pytest.raises(ResumeMismatchError, match=r"shard1of2 must agree .*points \[3\]"):
+    with pytest.raises(ResumeMismatchError, match=r"shard1of2 must agree .*first of them \[3\]"):
         store.read_journals(out)
 
 

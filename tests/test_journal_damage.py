@@ -246,7 +246,6 @@ def test_a_line_of_another_run_is_not_believed(out, tmp_path):
     [
         (b"not a journal\n", "must begin with the header of a journal, got b'not a journal"),
         (b'{"crc32":"00000000",', "must begin with the header of a journal"),
-        (b"", "got an empty file"),
         (journal.first_line(HEADER, None).replace(b"loss", b"lost"), "must begin with the header"),
         (b"\0\n", "must begin with the header"),
     ],
@@ -254,6 +253,12 @@ def test_a_line_of_another_run_is_not_believed(out, tmp_path):
 def test_a_file_that_is_no_journal_is_refused(out, data, message):
     out.with_name("s.nc.journal").write_bytes(data)
     with pytest.raises(CorruptFileError, match=message):
+        store.read_journals(out)
+
+
+def test_an_empty_journal_alone_tells_nothing_of_a_run(out):
+    out.with_name("s.nc.journal").write_bytes(b"")
+    with pytest.warns(LandscapexWarning), pytest.raises(CorruptFileError, match="is empty, as a p"):
         store.read_journals(out)
 
 

@@ -63,6 +63,7 @@ def test_auto_is_the_part_of_this_process_and_all_of_it_without_others(tmp_path,
     out, truth = tmp_path / "s.nc", small()
     assert small(shard="auto").equals(truth)
     as_rank(0, 1)
+    assert small(shard="auto").equals(truth)
     assert small(out=tmp_path / "one.nc", shard="auto").equals(truth)
     for number in (2, 0, 1):
         as_rank(number, 3)

@@ -28,6 +28,7 @@ from landscapex.errors import (
 from landscapex.grids import filling
 from landscapex.storage import parts
 from landscapex.storage.journal import Journal
+from landscapex.storage.journal_lines import parse
 
 EVERY = range(77)  # points of `small`
 
@@ -227,23 +228,24 @@ def test_two_that_finish_at_once_join_them_one_after_the_other(tmp_path, monkeyp
         assert not small(out=tmp_path / f"{i}.nc", shard=(i, 2)).complete
         kept = tmp_path / f"{i}.nc.journal.shard{i}of2"
         kept.rename(tmp_path / f"s.nc.journal.shard{i}of2")
-    saves, nested = [], []
+    written, nested = [], []
     save = lx.Surface.save
 
     def saving(self, path):
-        saves.append(path)
         code = f"import landscapex as lx; print(lx.merge({str(out)!r}).complete)"
         command = [sys.executable, "-W", "ignore", "-c", code]
         nested.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         with pytest.raises(subprocess.TimeoutExpired):  # it waits for us
             nested[0].wait(4)
-        return save(self, path)
+        saved = save(self, path)
+        written.append(saved.stat().st_ino)
+        return saved
 
     monkeypatch.setattr(lx.Surface, "save", saving)
     assert lx.merge(out).complete
     printed, _ = nested[0].communicate(timeout=60)
     assert printed == "True\n"
-    assert saves == [out]
+    assert written == [out.stat().st_ino]  # by us, and nobody after us
     assert names(tmp_path) == ["s.nc"]
 
 
@@ -262,6 +264,33 @@ def test_a_part_that_was_joined_by_others_meanwhile_opens_the_result(tmp_path, m
 
     monkeypatch.setattr(parts, "read_file", joined_meanwhile)
     assert lx.merge(out).equals(small())
+
+
+def test_what_a_process_left_that_died_after_the_join_is_deleted(tmp_path):
+    """It had written the result, and not yet deleted every journal."""
+    out = tmp_path / "s.nc"
+    small(out=tmp_path / "t.nc", shard=(0, 2))
+    (tmp_path / "t.nc.journal.shard0of2").rename(tmp_path / "s.nc.journal.shard0of2")
+    lock = storage.lock_of(out, pid=storage.dead_pid())
+    lock.rename(tmp_path / "s.nc.journal.shard0of2.lock")
+    small(out=tmp_path / "whole.nc").path.rename(out)
+    assert lx.merge(out).equals(small())
+    assert names(tmp_path) == ["s.nc"]
+
+
+def test_a_journal_that_vanishes_at_the_start_is_no_error(tmp_path, monkeypatch):
+    """Somebody else joined it, between the look for it and the look into it."""
+    out, read, looks = tmp_path / "s.nc", parts.read_file, itertools.count(1)
+    small(out=out, shard=(0, 2))
+
+    def vanishing(path):
+        if next(looks) == 2:  # the first is for threads and batches
+            path.unlink()
+        return read(path)
+
+    monkeypatch.setattr(parts, "read_file", vanishing)
+    assert small(out=out).equals(small())
+    assert next(looks) > 2
 
 
 def test_without_resume_a_part_starts_over_and_nothing_is_joined(tmp_path):
@@ -289,6 +318,69 @@ def test_a_journal_that_a_power_cut_emptied_counts_for_nothing(tmp_path):
         lx.open(out)
 
 
+@pytest.mark.parametrize("shard", [None, (1, 2)])
+@pytest.mark.parametrize("left", [b"", b"\0" * 100])
+def test_the_only_journal_there_is_may_have_been_emptied(tmp_path, shard, left):
+    """It is one's own, or that of the only other part; when all is done, it goes as well."""
+    out = tmp_path / "s.nc"
+    for name in ("s.nc.journal", "s.nc.journal.shard0of2"):
+        (tmp_path / name).write_bytes(left)
+        with pytest.warns(LandscapexWarning, match="empty, as a power cut may leave it"):
+            part = small(out=out, shard=shard)
+        if shard is None:
+            assert names(tmp_path) == ["s.nc"]
+            assert small(out=out).equals(small())  # the finished result, without a complaint
+            out.unlink()
+        else:
+            assert evaluated(part) == points_of(shard)
+
+
+def test_fault_22_points_of_another_grid_are_not_taken_for_done(tmp_path):
+    """Its journals lie beside the result that they will replace: same model, same directions."""
+    out = tmp_path / "s.nc"
+    small(out=out)
+    small(out=out, points=(7, 12), shard=(0, 2), resume=False)
+    with pytest.warns(LandscapexWarning, match="36 of 84 points .* of part 1/2"):
+        assert lx.merge(out).evaluated.sum() == 48
+    assert names(tmp_path) == ["s.nc", "s.nc.journal.shard0of2"]
+    small(out=out, points=(7, 12), shard=(1, 2))
+    assert lx.open(out).equals(small(points=(7, 12)))
+    assert names(tmp_path) == ["s.nc"]
+
+
+def test_fault_05_parts_that_disagree_name_the_points(tmp_path):
+    out = tmp_path / "s.nc"
+    whole = tmp_path / "s.nc.journal"
+    interrupted(out, 1)
+    header = parse(whole.read_bytes(), whole).header
+    done = int(lx.open(out).evaluated.sum())
+    with Journal.open(out, header, shard=(0, 2)) as journal:
+        values = np.array(lx.open(out).loss.ravel()[:done, None])
+        values[12] = np.nextafter(values[12], 9)
+        journal.append(0, values)
+    with pytest.raises(
+        ResumeMismatchError, match=rf"at 1 of {done} points, the first of them \[12\]"
+    ):
+        lx.open(out)
+
+
+def test_fault_06_who_is_refused_after_both_began_leaves_nothing(tmp_path, monkeypatch):
+    """Neither saw the other before it had a journal of its own."""
+    out, opened = tmp_path / "s.nc", Journal.open
+
+    def opened_together(path, header, **options):
+        other = opened(path, header, **{**options, "shard": (0, 2)})
+        stack.callback(other.close)
+        return opened(path, header, **options)
+
+    monkeypatch.setattr(Journal, "open", opened_together)
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(OutputError, match="shard0of2 must not be written by two runs at once"):
+            small(out=out)
+        assert not (tmp_path / "s.nc.journal").exists()
+    assert names(tmp_path) == ["s.nc.journal.shard0of2"]
+
+
 def test_who_goes_on_in_another_way_says_so(tmp_path):
     out = tmp_path / "s.nc"
     small(out=out, shard=(0, 2), threads=2)
@@ -304,7 +396,7 @@ def test_a_part_is_counted_from_0(shard):
         small(shard=shard)
 
 
-@pytest.mark.parametrize("shard", ["all", "1", 3, "1/2/3", (1, 2, 3), "a/b"])
+@pytest.mark.parametrize("shard", ["all", "1", 3, "1/2/3", (1, 2, 3), "a/b", (0.5, 2)])
 def test_what_is_no_part_is_refused(shard):
     with pytest.raises(ArgumentError, match=r"`shard` must be 'i/n', \(i, n\) or 'auto', got"):
         small(shard=shard)

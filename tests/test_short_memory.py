@@ -18,7 +18,7 @@ from recorded_graph import RecordedGraph
 from torch import nn
 
 import landscapex as lx
-from landscapex.engine import graphs
+from landscapex.engine import graphs, memory
 from landscapex.errors import LandscapexWarning
 
 QUIET = {"points": 3, "progress": False}
@@ -28,6 +28,7 @@ KINDS = {
         "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate "
         "memory: you tried to allocate 800 bytes. Error code 12 (Cannot allocate memory)"
     ),
+    "C++": lambda: RuntimeError("std::bad_alloc"),
     "python": MemoryError,
 }
 
@@ -115,7 +116,7 @@ def own_loss(model, batch):
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def refused(objective, advice):
+def refused(objective, advice, part="batch"):
     """Whether the error is torch's own, with advice, and the model as it was."""
     before = reference.everything(objective.model)
     with pytest.raises(Exception, match="CUDA out of memory") as caught:
@@ -124,7 +125,7 @@ def refused(objective, advice):
     said = [note for note in caught.value.__notes__ if "memory is short" in note]
     assert len(said) == 1
     assert advice in said[0]
-    assert "landscapex: in batch 0 of data" in caught.value.__notes__
+    assert f"landscapex: in {part} 0 of data" in caught.value.__notes__
     assert reference.changes(before, reference.everything(objective.model)) == []
 
 
@@ -144,7 +145,36 @@ def test_fault_20_no_room_for_one_sample_is_an_error_that_helps():
     with pytest.warns(LandscapexWarning, match="4 samples"):
         objective.loss()
     model.memory["room"] = 0
-    refused(objective, "memory is short with one sample at a time.")
+    refused(objective, "memory is short with one sample at a time.", part="piece")
+
+
+def test_fault_20_only_data_whose_batches_are_cut_have_a_note():
+    small = {"small": data(4, 8)}
+    objective = lx.Objective(Greedy(15), data(16), "cross_entropy", datasets=small)
+    with pytest.warns(LandscapexWarning, match="8 samples go through"):
+        found = lx.surface(objective, **QUIET)
+    notes = {name: about["notes"] for name, about in found.provenance["data"].items()}
+    assert any("8 samples went through" in note for note in notes["data"])
+    assert not any("memory" in note for note in notes["small"])
+
+
+def test_fault_20_an_error_of_a_piece_names_the_piece():
+    class Broken(Greedy):
+        def forward(self, x):
+            scores = super().forward(x)
+            if self.memory["calls"] > 20:
+                raise ValueError("broken")
+            return scores
+
+    with pytest.warns(LandscapexWarning), pytest.raises(ValueError, match="broken") as caught:
+        surface(Broken(3), (16,))
+    assert any("landscapex: in piece " in note for note in caught.value.__notes__)
+
+
+def test_batches_that_are_not_of_samples_stay_whole():
+    batch = {"x": torch.zeros(4, 2), "edges": torch.zeros(2, 7)}
+    (piece,) = memory.in_pieces([batch], 2)
+    assert piece is batch
 
 
 def test_fault_20_batch_statistics_are_those_of_whole_batches():

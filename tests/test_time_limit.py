@@ -9,14 +9,13 @@ import models
 import numpy as np
 import pytest
 import reference
-import torch
 from evaluate_cases import BATCH, QUIET, mse, small
 from hypothesis import given
 from hypothesis import strategies as st
 
 import landscapex as lx
 from landscapex.errors import ArgumentError, LandscapexWarning, TimeLimitWarning
-from landscapex.grids import filling, time_limit
+from landscapex.grids import filling
 from landscapex.grids.time_limit import Deadline, parse_time_limit
 from landscapex.interrupts import Abandon
 
@@ -226,5 +225,3 @@ def test_few_points_of_the_compiled_engine_are_not_begun_without_time(monkeypatc
     clock.now += 0.5
     assert run._next(100) == 0
     assert run._next(5) == 5
-    assert time_limit._SLOWER == 1.5
-    assert torch.get_num_threads() == 1

@@ -128,7 +128,9 @@ class EagerEngine:
         """
         if layout is None:
             regroup = self.bn == "eval" or not self._norms
-            with self._draws(), torch.no_grad(), self._mode():
+            # where samples stay, the model is not asked; its mode may be a pass over all data
+            mode = self._mode() if regroup else contextlib.nullcontext()
+            with self._draws(), torch.no_grad(), mode:
                 model, measure = self.space.model, self.measure
                 layout = choose_layout(model, measure, self.data, regroup=regroup)
         self.layout = layout
@@ -272,7 +274,8 @@ class EagerEngine:
                     totals.add(self.measure(model, batch))
                     b += 1
             except Exception as error:
-                error.add_note(f"landscapex: in batch {b} of {name}")
+                what = "batch" if most is None else "piece"  # of a batch that was cut
+                error.add_note(f"landscapex: in {what} {b} of {name}")
                 self._refuse_single_values(error)
                 raise
             columns = totals.columns

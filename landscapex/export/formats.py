@@ -52,7 +52,7 @@ def convert(
         MissingExtraError: The format needs a package that is not installed.
         OutputError: The target cannot be written.
     """
-    suffix = Path(os.fspath(check_path(target))).suffix.lower()
+    suffix = check_path(target).suffix.lower()
     if suffix not in SUFFIXES:
         raise ArgumentError(
             f"`target` must end in one of {', '.join(SUFFIXES)}, got {os.fspath(target)!r}."
@@ -65,6 +65,6 @@ def convert(
             f"`{min(given)}` must not be given for {suffix}, which holds all columns as they are, "
             f"got {given[min(given)]!r}."
         )
-    theirs = Path(os.fspath(check_path(source))).suffix.lower() in hdf5.SUFFIXES
+    theirs = check_path(source).suffix.lower() in hdf5.SUFFIXES
     surface = read_h5(source) if theirs else open_result(source)
     return write(surface, target, **given)

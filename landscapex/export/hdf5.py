@@ -32,7 +32,6 @@ Numbers = NDArray[Any]
 SUFFIXES: Final = (".h5", ".hdf5")
 MARK: Final = b"landscapex export; the rest is HDF5\n"
 _USER_BLOCK: Final = 512
-_CHUNK: Final = 1 << 20
 
 
 def write_bytes(fill: Callable[[h5py.File], None]) -> bytes:
@@ -65,8 +64,7 @@ def put(group: h5py.Group, name: str, values: Numbers) -> None:
     if not values.ndim or not values.size:  # checksums are of chunks, which these have not
         group.create_dataset(name, data=values)
     else:
-        chunks = values.shape if values.size <= _CHUNK else True
-        group.create_dataset(name, data=values, chunks=chunks, fletcher32=True)
+        group.create_dataset(name, data=values, fletcher32=True)
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def to_html(
             config={"displaylogo": False, "responsive": True},
         ),
         provenance=html.escape(provenance_line(surface)),
-    ).encode()
+    ).encode(errors="replace")  # names of files may hold what is not text
     return write(target, page)
 
 

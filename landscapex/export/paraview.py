@@ -25,6 +25,7 @@ from landscapex._pictures.trajectory import _check_plane
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.export.target import check_result, check_target, description, write
 from landscapex.grids.results import Surface
+from landscapex.storage.files import fail
 from landscapex.trajectories.trajectory import Trajectory
 
 SUFFIXES = (".vts",)
@@ -272,18 +273,25 @@ def _polyline(vtk: Any, stem: str, places: Floats, points: dict[str, NDArray[Any
 
 def _write(target: Path, about: list[str], write_stem: Callable[[str], object]) -> Path:
     """Have a file written, to a stem without its suffix, and bring it to its place."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_stem(os.path.join(folder, "made"))
-        (made,) = Path(folder).iterdir()
-        data = made.read_bytes().removeprefix(_DECLARATION)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            write_stem(os.path.join(folder, "made"))
+            (made,) = Path(folder).iterdir()
+            data = made.read_bytes().removeprefix(_DECLARATION)
+    except OSError as error:
+        fail(f"{target} could not be made in a temporary folder: {error.strerror}.", error.errno)
     text = "\n".join(about).replace("--", "- -").replace("--", "- -")  # comments know no "--"
     return write(target, _DECLARATION + f"<!-- {text} -->\n".encode() + data)
 
 
 def _height_text(relief: Relief, column: str) -> str:
     """What z is, for a reader who wants to go back to values."""
-    place = relief.scale.label(column)
-    return f"z = {relief.base!r} + {relief.factor!r} * place of {place}"
+    scale = relief.scale
+    text = f"z = {relief.base!r} + {relief.factor!r} * place of {scale.label(column)}"
+    if scale.kind == "symlog":
+        t = repr(scale.threshold)
+        text += f": v / {t} up to {t}, sign(v) * (1 + log10(|v| / {t})) beyond"
+    return text
 
 
 def _attribute(name: str) -> str:

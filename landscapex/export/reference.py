@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landscapex._warnings import warn
-from landscapex.errors import ArgumentError, CorruptFileError
+from landscapex.errors import ArgumentError, ArgumentTypeError, CorruptFileError
 from landscapex.export.hdf5 import MARK, SUFFIXES, Contents, put, read, write_bytes
 from landscapex.export.target import check_result, check_target, write
 from landscapex.grids.grid import AXIS_NAMES
@@ -78,11 +78,13 @@ def to_h5(surface: Surface, path: str | os.PathLike[str], *, directions: str = "
     Raises:
         ArgumentError: `path` ends otherwise, the result has three axes, a column has a name of
             the format, or an evaluated point could not be told from a missing one.
-        ArgumentTypeError: `surface` is not a result.
+        ArgumentTypeError: `surface` is not a result, or `directions` not a string.
         OutputError: The file cannot be written, or somebody else's file is there.
     """
     check_result(surface)
     target = check_target(path, SUFFIXES, (MARK,))
+    if not isinstance(directions, str):
+        raise ArgumentTypeError(f"`directions` must be a string, got {type(directions).__name__}.")
     if surface.ndim > 2:
         raise ArgumentError("`surface` must have one or two axes for loss-landscape, got 3.")
     taken = (_RESERVED | set(_COLUMNS)) & set(surface.columns) - set(_ARRAYS)
@@ -136,11 +138,11 @@ def read_h5(path: str | os.PathLike[str]) -> Surface:
     """
     header, arrays = read(path, _WHAT, _parse)
     computed = _computed(arrays)
-    evaluated = np.logical_or.reduce(list(computed.values()))
+    evaluated: NDArray[np.bool_] = np.logical_or.reduce(list(computed.values()))
     table = np.empty((evaluated.size, len(arrays)))
     for k, (name, values) in enumerate(arrays.items()):
-        array = _ARRAYS.get(_COLUMNS.get(name, ""), _Array(name, kind=""))
-        there = computed[array.kind] if name in _COLUMNS else evaluated
+        array = _ARRAYS.get(_COLUMNS.get(name, ""), _Array(name, kind="ours"))
+        there = computed.get(array.kind, evaluated)
         table[:, k] = np.where(there, values / array.factor, np.nan).ravel()
     for kind, there in computed.items():
         if (there != evaluated).any():

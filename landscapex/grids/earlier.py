@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from landscapex.engine.layout import Layout
@@ -48,7 +48,7 @@ def read_earlier(options: Options) -> Earlier:
     try:
         recorded: dict[str, Any] = store.read_journals(options.out)[0].recorded
     except CorruptFileError as error:
-        if error.errno == errno.ENOENT:  # joined by others at this moment
+        if error.errno in (errno.ENOENT, errno.ENODATA):  # joined at this moment; or all empty
             return Earlier()
         raise
     threads, layout = recorded.get("threads"), recorded.get("layout")
@@ -82,16 +82,7 @@ def finished_run(options: Options, header: RunHeader, *, begun: bool) -> Surface
     if journal_path(check_path(out), options.shard).exists():
         return None  # it is newer than the result, whose place it will take
     there = opening.open(out)
-    stored = replace(
-        header,
-        kind=there.kind,
-        axes=there.axes,
-        columns=there.columns,
-        fingerprint=there.provenance.get("fingerprint", {}),
-        recorded=there.provenance.get("recorded", {}),
-        provenance=there.provenance,
-    )
-    if found := differences(stored, header):
+    if found := differences(opening.header_of(there), header):
         if begun:
             return None
         raise ResumeMismatchError(

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from landscapex import axes
-from landscapex._directions import Directions, check_layout, check_usable, layout_of
+from landscapex._directions import (
+    Directions,
+    DrawnDirections,
+    check_layout,
+    check_usable,
+    layout_of,
+)
 from landscapex._progress_bar import progress_bar
 from landscapex._warnings import warn
 from landscapex.engine.choice import Region
@@ -145,7 +151,7 @@ def _begin(
         # Of two that begin at once, one at least sees the journal of the other: better to refuse
         # now what cannot be joined than after hours of work.
         return journal, _read_elsewhere(options, header)
-    except ResumeMismatchError:
+    except (ResumeMismatchError, OutputError):
         if not journal.done.any():
             journal.path.unlink(missing_ok=True)
         raise
@@ -342,8 +348,9 @@ def _directions(num_axes: int, session: Session, options: Options) -> Directions
             wanted = wanted.directions
         directions = wanted if isinstance(wanted, Directions) else axes.given(objective, wanted)
         check_layout(directions, session.space)
-        vectors = directions.vectors.to(session.space.device, session.space.dtype)
-        directions = replace(directions, vectors=vectors)
+        if not isinstance(directions, DrawnDirections):  # those are drawn where the model is
+            vectors = directions.vectors.to(session.space.device, session.space.dtype)
+            directions = replace(directions, vectors=vectors)
         if rule is not None or ignore is not None:
             directions = axes.normalize(
                 directions, objective, rule, ignore=ignore, center=session.center

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -121,14 +122,15 @@ def checked_options(arguments: dict[str, Any]) -> Options:
         check_output(chosen["out"])
         chosen["out"] = Path(chosen["out"])
     chosen["time_limit"] = parse_time_limit(chosen["time_limit"])
-    if chosen["shard"] == AUTO and (rank := this_rank()) is not None:
+    shard = parse_shard(chosen["shard"])
+    if shard is not None and chosen["shard"] == AUTO:
         if chosen["out"] is None:
             raise ArgumentError(
                 "`out` must be given with shard='auto': processes share their points by its "
                 "journals, got None."
             )
-        chosen["progress"] = chosen["progress"] and rank.number == 0  # one bar is enough
-    chosen["shard"] = parse_shard(chosen["shard"])
+        chosen["progress"] = chosen["progress"] and shard[0] == 0  # one bar is enough
+    chosen["shard"] = shard
     return Options(**chosen)
 
 
@@ -155,7 +157,7 @@ def parse_shard(shard: Shard) -> tuple[int, int] | None:
         return None
     parts = shard.split("/") if isinstance(shard, str) else shard
     try:
-        i, n = (int(p) for p in parts)
+        i, n = (int(p) if isinstance(p, str) else operator.index(p) for p in parts)
     except (TypeError, ValueError):
         raise ArgumentError(f"`shard` must be 'i/n', (i, n) or 'auto', got {shard!r}.") from None
     if not 0 <= i < n:

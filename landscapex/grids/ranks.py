@@ -61,8 +61,8 @@ def this_rank(environment: Mapping[str, str] = os.environ) -> Rank | None:
             f"the environment variables must have 0 <= RANK < WORLD_SIZE, got {number} and {size}."
         )
     local = _whole(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else number
-    sizes = "LOCAL_WORLD_SIZE" in environment
-    return Rank(number, size, local, _whole(environment, "LOCAL_WORLD_SIZE") if sizes else size)
+    there = "LOCAL_WORLD_SIZE" in environment
+    return Rank(number, size, local, _whole(environment, "LOCAL_WORLD_SIZE") if there else size)
 
 
 def claim_device(rank: Rank) -> torch.device | None:

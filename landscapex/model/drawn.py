@@ -40,26 +40,27 @@ class Drawn:
         """The directions within parameter ``i``, ``(K, n)``."""
         return self.scaled(i)[0]
 
-    def scaled(self, i: int) -> tuple[Tensor, int]:
-        """The directions within parameter ``i``, and in how many of its filters the model is zero.
+    def scaled(self, i: int) -> tuple[Tensor, Tensor]:
+        """The directions within parameter ``i``, and the lengths of the model's filters there.
 
         Args:
             i: Number of the parameter.
 
         Returns:
-            ``(K, n)``, and the number.
+            ``(K, n)``, and ``(F,)`` float64, empty if nothing is scaled.
         """
         e = self.space.entries[i]
         block = self.center.new_zeros((self.count, e.size))
         for k in range(self.count):
             draw_entry(block[k], e, self.seed, k, self.ignore)
         center = self.center[e.offset : e.end]
+        none = block.new_zeros(0, dtype=torch.float64)
         if e.is_bias_bn and self.ignore is not None:
             if self.ignore == "copy":
                 block[:] = center
-            return block, 0
+            return block, none
         if self.rule is None or not e.size:
-            return block, 0
+            return block, none
         runs, groups = self.space.normalization_table(
             self.rule, skip_bias_bn=self.ignore is not None, entries=[e]
         )
@@ -67,7 +68,7 @@ class Drawn:
         norms = block.new_zeros((self.count + 1, len(groups) - 1), dtype=torch.float64)
         elementwise = self.rule == "weight"
         _ops.filter_normalize_(block, center, runs, groups, norms, elementwise=elementwise)
-        return block, int((norms[-1] == 0).sum())
+        return block, norms[-1]
 
 
 def draw_entry(out: Tensor, entry: Entry, seed: int, k: int, ignore: Ignore | None) -> None:

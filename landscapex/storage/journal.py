@@ -42,6 +42,7 @@ from landscapex.storage.journal_lines import (
     Contents,
     chunk_line,
     first_line,
+    is_empty,
     parse,
 )
 from landscapex.storage.lock import FileLock
@@ -319,7 +320,7 @@ def _read_for_resume(path: Path) -> Contents | None:
     if not path.exists():
         return None
     data = read_file(path)
-    if not data.strip(b"\0"):
+    if is_empty(data):
         warn(f"{path} was empty, as a power cut may leave it: the run starts over.")
         return None
     contents = parse(data, path)

@@ -61,6 +61,11 @@ class Contents:
     tail: bytes
 
 
+def is_empty(data: bytes) -> bool:
+    """Whether a power cut left nothing of a journal; some file systems put zeros in its place."""
+    return not data.strip(b"\0")
+
+
 def parse(data: bytes, path: Path) -> Contents:
     """Take a journal apart; a line that is not whole counts for nothing.
 
@@ -79,9 +84,8 @@ def parse(data: bytes, path: Path) -> Contents:
     seed = _unseal(lines[0], 0) if lines else None
     if seed is None:
         raise CorruptFileError(
-            f"{path} must begin with the header of a journal, got "
-            f"{'an empty file' if not data else repr(data[:40])}: it is damaged or not a journal. "
-            "Delete it, or pass resume=False, to start over."
+            f"{path} must begin with the header of a journal, got {data[:40]!r}: it is damaged or "
+            "not a journal. Delete it, or pass resume=False, to start over."
         )
     header, shard = _parse_header(lines[0], path)
     size, columns = header.num_points, len(header.columns)

@@ -14,7 +14,7 @@ from landscapex._warnings import warn
 from landscapex.errors import ArgumentError, CorruptFileError, OutputError
 from landscapex.grids.results import Surface
 from landscapex.storage import store
-from landscapex.storage.header import RunHeader
+from landscapex.storage.header import RunHeader, differences
 from landscapex.storage.lock import FileLock
 from landscapex.storage.parts import say_missing
 
@@ -92,6 +92,26 @@ def missing_points(surface: Surface, path: str | os.PathLike[str]) -> str:
     return f"{said}: {whose}." if whose else f"{said}."
 
 
+def header_of(surface: Surface) -> RunHeader:
+    """The run that a result is of.
+
+    Args:
+        surface: A result.
+
+    Returns:
+        Its header, to be compared with others.
+    """
+    provenance = surface.provenance
+    return RunHeader(
+        surface.kind,
+        surface.axes,
+        surface.columns,
+        provenance.get("fingerprint", {}),
+        provenance.get("recorded", {}),
+        provenance,
+    )
+
+
 def join(path: str | os.PathLike[str]) -> Surface:
     """Write the result of a run if all of its points are in journals; several may try at once.
 
@@ -159,4 +179,4 @@ def _is_finished(result: Path, header: RunHeader) -> bool:
     if not os.path.exists(result):
         return False
     there = open(result)
-    return there.complete and there.provenance.get("fingerprint") == header.fingerprint
+    return there.complete and not differences(header_of(there), header)

@@ -30,7 +30,7 @@ from landscapex.storage.journal import (
     shard_of,
     warn_of_damage,
 )
-from landscapex.storage.journal_lines import Contents, parse
+from landscapex.storage.journal_lines import Contents, is_empty, parse
 from landscapex.storage.lock import check_free, remove_stale_lock
 
 CHUNK: Final = 16  # points per turn of a shard: part of the format of a run
@@ -106,7 +106,8 @@ def read_journals(out: str | os.PathLike[str]) -> tuple[RunHeader, np.ndarray, n
         elsewhere. If shards ran under different circumstances, the header's provenance notes it.
 
     Raises:
-        CorruptFileError: If there is no journal, or one cannot be read.
+        CorruptFileError: If there is no journal, one cannot be read, or all are empty
+            (``errno.ENODATA``).
         ResumeMismatchError: If the journals belong to different runs, or disagree on a point.
     """
     paths = find_journals(out)
@@ -123,7 +124,7 @@ def read_journals(out: str | os.PathLike[str]) -> tuple[RunHeader, np.ndarray, n
         notes.update(dict.fromkeys(recorded_differences(header, part.header)))
         _add(path, part, done, values)
     if header is None:
-        fail(f"{paths[0]} is empty, as a power cut may leave it.", None, CorruptFileError)
+        fail(f"{paths[0]} is empty, as a power cut may leave it.", errno.ENODATA, CorruptFileError)
     if notes:
         provenance = {**header.provenance}
         provenance["notes"] = [*provenance.get("notes", []), *notes]
@@ -204,7 +205,7 @@ def remove_journals(out: str | os.PathLike[str], header: RunHeader | None = None
 
     Args:
         out: The result.
-        header: Delete only journals of this run; None: all.
+        header: Delete only journals of this run, and those that a power cut emptied; None: all.
 
     Raises:
         OutputError: If a journal cannot be deleted.
@@ -212,7 +213,7 @@ def remove_journals(out: str | os.PathLike[str], header: RunHeader | None = None
     paths = find_journals(out)
     for path in paths:
         try:
-            if header is not None and differences(parse(read_file(path), path).header, header):
+            if header is not None and _is_of_another(path, header):
                 continue
             path.unlink(missing_ok=True)
         except CorruptFileError:
@@ -226,7 +227,7 @@ def remove_journals(out: str | os.PathLike[str], header: RunHeader | None = None
 
 
 def _contents(paths: Sequence[Path], *, vanish: bool = False) -> Iterator[tuple[Path, Contents]]:
-    """Journals as they are now, without those that a power cut emptied beside others."""
+    """Journals as they are now, without those that a power cut emptied."""
     for path in paths:
         try:
             data = read_file(path)
@@ -234,7 +235,7 @@ def _contents(paths: Sequence[Path], *, vanish: bool = False) -> Iterator[tuple[
             if vanish and error.errno == errno.ENOENT:  # joined by somebody else meanwhile
                 continue
             raise
-        if len(paths) > 1 and not data.strip(b"\0"):
+        if is_empty(data):
             warn(f"{path} is empty, as a power cut may leave it: it counts for nothing.")
             continue
         part = parse(data, path)
@@ -246,12 +247,21 @@ def _add(path: Path, part: Contents, done: np.ndarray, values: np.ndarray) -> No
     """Enter the points of a journal; where others were before it, they must agree."""
     both = done & part.done
     if not same_bits(values[both], part.values[both]):
+        numbers = np.flatnonzero(both).tolist()
+        differing = [k for k in numbers if not same_bits(values[k], part.values[k])]
         raise ResumeMismatchError(
             f"{path} must agree with the other journals of its run where they overlap, got other "
-            f"values at one or more of the points {np.flatnonzero(both)[:10].tolist()}."
+            f"values at {len(differing)} of {len(numbers)} points, the first of them "
+            f"{differing[:10]}."
         )
     values[part.done] = part.values[part.done]
     done |= part.done
+
+
+def _is_of_another(path: Path, header: RunHeader) -> bool:
+    """Whether a journal holds something of another run."""
+    data = read_file(path)
+    return not is_empty(data) and bool(differences(parse(data, path).header, header))
 
 
 def _beside(other: Shard, mine: Shard) -> bool:

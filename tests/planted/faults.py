@@ -24,8 +24,10 @@ OBJECTIVE_REFUSED = "tests/test_objective_refused.py::"
 PARAMETERS = "tests/test_parameters.py::"
 PARAMETERS_UNUSUAL = "tests/test_parameters_unusual.py::"
 RESUME = "tests/test_resume.py::"
+SHARDS = "tests/test_shards.py::"
 SHORT_MEMORY = "tests/test_short_memory.py::"
 STORE = "tests/test_store.py::"
+TIME_LIMIT = "tests/test_time_limit.py::"
 
 FAULTS = [
     Planted(
@@ -51,6 +53,18 @@ FAULTS = [
         "        if not self.armed:\n",
         "        if False:\n",
         INTERRUPTS + "test_fault_02_ctrl_c_before_the_first_point_stops_at_once",
+    ),
+    Planted(
+        "fault 2", "points begin that there is no time for", "landscapex/grids/time_limit.py",
+        "        return left / max(_SLOWER * seconds, 1e-9)\n",
+        "        return math.inf\n",
+        TIME_LIMIT + "test_no_point_begins_that_there_is_no_time_for",
+    ),
+    Planted(
+        "fault 2", "a slow point outlasts the limit", "landscapex/grids/time_limit.py",
+        "            raise Abandon\n",
+        "            return\n",
+        TIME_LIMIT + "test_a_point_that_outlasts_the_limit_is_given_up",
     ),
     Planted(
         "fault 3", "half a line stays on a full disk", "landscapex/storage/journal.py",
@@ -97,6 +111,18 @@ FAULTS = [
         "_tensor_parts(dict(model.named_buffers()))",
         "_tensor_parts({})",
         RESUME + "test_fault_05_another_run_is_never_mixed_in[journal-buffers]",
+    ),
+    Planted(
+        "fault 5", "parts that began at once are not compared", "landscapex/grids/filling.py",
+        "        return journal, _read_elsewhere(options, header)\n",
+        "        return journal, None\n",
+        SHARDS + "test_fault_05_models_that_differ_are_found_although_they_begin_at_once",
+    ),
+    Planted(
+        "fault 6", "two splits of a run at the same time", "landscapex/storage/parts.py",
+        "        if not _beside(shard_of(path), shard):\n",
+        "        if False:\n",
+        SHARDS + "test_fault_06_another_split_at_the_same_time_is_refused",
     ),
     Planted(
         "fault 6", "the lock of a living process is taken", "landscapex/storage/lock.py",
@@ -280,6 +306,24 @@ FAULTS = [
         "space.totals.cpu().numpy()",
         "space.totals.numpy()",
         DEVICES + "test_fault_21_sums_of_the_compiled_engine_are_waited_for",
+    ),
+    Planted(
+        "fault 22", "points that a dead part left are computed again", "landscapex/grids/filling.py",
+        "            there = self.elsewhere.done & ~self._done\n",
+        "            there = np.zeros_like(self._done)\n",
+        SHARDS + "test_any_split_takes_up_what_another_left",
+    ),
+    Planted(
+        "fault 22", "a part is taken for the whole", "landscapex/storage/opening.py",
+        "        if not surface.complete and not _is_finished(result, header):\n",
+        "        if False:\n",
+        SHARDS + "test_fault_22_merge_says_whose_points_are_missing",
+    ),
+    Planted(
+        "fault 22", "points of another grid count as merged", "landscapex/storage/opening.py",
+        "    return there.complete and not differences(header_of(there), header)\n",
+        '    return there.complete and there.provenance["fingerprint"] == header.fingerprint\n',
+        SHARDS + "test_fault_22_points_of_another_grid_are_not_taken_for_done",
     ),
     Planted(
         "fault 23", "torch's words for a batch of one sample", "landscapex/engine/eager.py",
