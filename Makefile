@@ -14,7 +14,7 @@ SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE \
     $(shell find landscapex csrc tests/emulation -type f ! -name '*.pyc')
 NATIVE := $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test check docs bench compared roofline dist wheels data clean
+.PHONY: demo test check docs bench compared reliability roofline dist wheels data clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -28,7 +28,7 @@ check: .venv/installed .venv/checkers .venv/data .venv/browser
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy landscapex
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
-	$(PYTEST) -n 2 -m slow tests
+	$(PYTEST) -n 2 --dist worksteal -m "slow and not thorough" tests
 	$(PYTEST) -n 2 tests/test_other_*.py
 	$(PYTEST) tests/test_export_paraview.py
 	$(MAKE) docs
@@ -52,6 +52,12 @@ bench: .venv/installed .venv/checkers .venv/data
 # answers, and writes docs/compared.md.
 compared: .venv/installed
 	$(BIN)/python benchmarks/compare.py docs/compared.md
+
+# Kills, damages, interrupts and mutates at full count, over an hour on two cores, and writes what came of
+# it into docs/reliability.md. `tests/reliability/run.py R1 --share 0.01` takes less of it.
+reliability: .venv/installed .venv/checkers
+	$(PIP) atheris
+	PYTHONSAFEPATH=1 $(BIN)/python tests/reliability/run.py --page docs/reliability.md
 
 # What the CUDA kernels would take on an H100: estimated from what nvcc makes of them, never measured.
 roofline: .venv/installed
@@ -90,7 +96,7 @@ clean:
 
 # The other tools come without their dependencies, which would replace NumPy.
 .venv/checkers: .ci/constraints.txt .ci/oracles.txt | .venv/torch
-	$(PIP) ruff mypy clang-format furo myst-parser sphinx sphinx-gallery ziglang
+	$(PIP) ruff mypy clang-format furo myst-nb sphinx sphinx-gallery ziglang 'transformers[torch]' lightning
 	$(PIP) --no-deps -r .ci/oracles.txt vtk
 	touch $@
 

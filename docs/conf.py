@@ -20,14 +20,22 @@ sys.path.insert(0, str(Path(__file__).parent))  # for figures.py
 project = "landscapex"
 release = landscapex.__version__
 extensions = [
-    "myst_parser",
+    "myst_nb",  # and with it myst_parser
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "gallery"]
+exclude_patterns = ["_build", "gallery", "pictures/*.ipynb"]  # the last are by sphinx-gallery
 myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+
+# Notebooks are stored without outputs and run when the pages are made.
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300  # seconds, for a cell
+nb_merge_streams = True
 
 html_theme = "furo"
 html_title = "landscapex"

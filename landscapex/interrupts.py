@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import signal
 import threading
 import time
@@ -11,10 +13,38 @@ from typing import Any, Literal
 from landscapex.errors import Terminated
 
 GRACE = 1.5  # seconds that the point at hand may still take; a batch system kills soon after
+_SOON = 1e-3  # seconds
+_CONTEXTS = contextlib.contextmanager.__code__.co_filename
 
 
 class Abandon(BaseException):
     """The point at hand takes too long after a request to stop; it is given up."""
+
+
+def put_off(signum: int, frame: FrameType | None) -> bool:
+    """Have a signal come again in a moment if it came between a ``with`` and its generator.
+
+    An exception there would leave the generator where it is: what it is to put back would wait
+    until the exception is forgotten, which a notebook does not do.
+
+    Args:
+        signum: The signal.
+        frame: Where it came.
+
+    Returns:
+        Whether it will come again.
+    """
+    if frame is None or frame.f_code.co_filename != _CONTEXTS:
+        return False
+    _thread.start_new_thread(_send_again, (signum,))
+    return True
+
+
+def _send_again(signum: int) -> None:
+    time.sleep(_SOON)
+    main = threading.main_thread().ident
+    assert main is not None, "it is running"
+    signal.pthread_kill(main, signum)
 
 
 class Interrupts:
@@ -46,6 +76,8 @@ class Interrupts:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if not self.armed:
+            if put_off(signum, frame):
+                return
             previous = self._previous[signum]
             if callable(previous):
                 previous(signum, frame)

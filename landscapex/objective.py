@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from landscapex import batches
 from landscapex.batches import FrozenBatches
-from landscapex.engine.eager import BN_MODES, EagerEngine, batch_norms, check_precision
+from landscapex.engine.eager import BN_MODES, EagerEngine, batch_norms
 from landscapex.engine.layout import Layout
+from landscapex.engine.precision import check_precision
 from landscapex.engine.preparation import PlanCache
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.losses import binding

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from landscapex._numbers import check_positive
 from landscapex._pictures.contours import draw_panel
 from landscapex._pictures.coststrip import cost_strip as cost_strip
 from landscapex._pictures.curvature_map import map_figure
@@ -56,7 +57,7 @@ from landscapex._pictures.residual import residuals as residuals
 from landscapex._pictures.scale import check_kind
 from landscapex._pictures.spectrum import draw_spectrum as spectrum
 from landscapex._pictures.trajectory import draw_trajectory as trajectory
-from landscapex.errors import ArgumentError
+from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.storage.files import check_path, replace_file
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ __all__ = [
     "trajectory",
 ]
 
+_DPI = (10, 2400)  # smaller letters and larger pictures cannot be drawn
 _KINDS = ("contour", "surface3d", "line")
 
 
@@ -401,9 +403,13 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: float = 150.0) ->
         The path.
 
     Raises:
-        ArgumentError: The suffix is not a format that matplotlib writes.
+        ArgumentError: The suffix is not a format that matplotlib writes, or ``dpi`` not a number
+            from 10 to 2,400.
         OutputError: The file cannot be written.
     """
+    low, high = _DPI
+    if not low <= check_positive("dpi", dpi) <= high:
+        raise ArgumentError(f"`dpi` must be from {low} to {high:,}, got {dpi!r}.")
     target = Path(path)
     known = figure.canvas.get_supported_filetypes()
     suffix = target.suffix[1:].lower()
@@ -418,6 +424,8 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: float = 150.0) ->
 
 def _title(title: str | None, surfaces: Sequence[Surface], columns: Sequence[str]) -> str:
     if title is not None:
+        if not isinstance(title, str):
+            raise ArgumentTypeError(f"`title` must be a string or None, got {title!r}.")
         return title
     if len(surfaces) != 1:
         return ""

@@ -45,7 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "property: holds for all inputs, tried on drawn ones")
     # Sums in torch depend on the number of threads; and test processes share the cores.
     torch.set_num_threads(1)
     # A shell that starts pytest in the background has it ignore Ctrl-C, which tests send.
@@ -58,20 +59,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if {"data_dir", "fashion_mnist"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("data")
+    properties = [i for i in items if is_hypothesis_test(getattr(i, "obj", None))]
+    for item in properties:
+        item.add_marker("property")
     if (times := config.getoption("--examples")) != 1:
-        _draw_more(items, times)
+        _draw_more(properties, times)
 
 
-def _draw_more(items: list[pytest.Item], times: int) -> None:
+def _draw_more(properties: list[pytest.Item], times: int) -> None:
     """Many examples of every property, in proportion: a profile gives way to ``@settings``."""
-    properties = {f for item in items if is_hypothesis_test(f := getattr(item, "obj", None))}
-    for function in properties:
+    for function in {item.obj for item in properties}:
         usual = function._hypothesis_internal_use_settings  # there is no public way to it
         function._hypothesis_internal_use_settings = settings(
             usual, max_examples=times * usual.max_examples
         )
-        item_limit = pytest.mark.timeout(3600)
-        item_limit(function)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -182,6 +182,18 @@ def test_trap_12_orthogonalising_comes_last_and_says_what_it_did():
     assert float(found[2]) / 100 == pytest.approx(max(changes), abs=1e-4)
 
 
+def test_filters_that_are_zero_are_no_change_of_length():
+    """The default leaves biases at zero."""
+    plain, d = (axes.random(models.mlp(10, 16, 3), 2, orthogonalize=o) for o in (False, True))
+    changes = [
+        abs(group_norms(d[1][n], reference.rows) / group_norms(plain[1][n], reference.rows) - 1)
+        for n in ("0.weight", "2.weight")
+    ]
+    found = re.search(r"by up to (\S+)%$", d.axes[1].note)
+    assert found
+    assert float(found[1]) / 100 == pytest.approx(torch.cat(changes).max().item(), abs=1e-4)
+
+
 # --- Cosines and lengths -------------------------------------------------------------------------
 
 

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from landscapex import axes
+from landscapex import _directions, axes
 from landscapex.errors import CorruptFileError, OutputError
+from landscapex.storage import tensor_file
 
 
 @settings(deadline=None, max_examples=20)
@@ -76,6 +77,33 @@ def test_fault_09_a_damaged_file_of_directions_is_refused(tmp_path, change):
     axes.random(models.mlp(2, 3, 1)).save(path)
     resigned(path, change)
     with pytest.raises(CorruptFileError, match=re.escape(str(path))):
+        axes.load(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "texts"),
+    [
+        ({}, {}),
+        ({}, {"axes": "[{]", "layout": "[]"}),
+        ({}, {"axes": '[{"label": "d", "source": "given"}]', "layout": '[["weight", [2]]]'}),
+        (
+            {"0/weight": torch.ones(2)},
+            {"axes": '[{"colour": "red"}]', "layout": '[["weight", [2]]]'},
+        ),
+    ],
+)
+def test_fault_09_a_file_that_is_whole_but_makes_no_sense_is_refused(tmp_path, tensors, texts):
+    """Its hash is right: another version, or somebody, wrote it so."""
+    path = tensor_file.save(tmp_path / "d.safetensors", _directions._FORMAT, tensors, texts)
+    with pytest.raises(CorruptFileError, match=f"{re.escape(str(path))} is damaged: "):
+        axes.load(path)
+
+
+def test_a_file_of_something_else_is_not_read_as_directions(tmp_path):
+    path = tensor_file.save(tmp_path / "t.safetensors", "a tree", {"0/weight": torch.ones(2)}, {})
+    with pytest.raises(
+        CorruptFileError, match=f"must be a file of {_directions._FORMAT}, got 'a tree'"
+    ):
         axes.load(path)
 
 

@@ -9,6 +9,7 @@ import models
 import pytest
 import torch
 from axes_cases import named
+from torch import nn
 
 import landscapex as lx
 from landscapex import _directions, axes
@@ -16,6 +17,7 @@ from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
     DirectionError,
+    LandscapexWarning,
     ParameterMismatchError,
 )
 from landscapex.model.parameters import ParameterSpace
@@ -33,6 +35,27 @@ def test_between_leads_to_the_other_models():
         space.move(center, d.vectors[:0], [])
     labels = [axis.label for axis in axes.between(a, b, c).axes]
     assert labels == ["towards the other model 1", "towards the other model 2"]
+
+
+@pytest.mark.parametrize(
+    "end", [lambda m: m, nn.Module.state_dict, lambda m: ParameterSpace(m).gather()]
+)
+def test_between_says_nothing_of_a_model_that_is_met(end):
+    axis, *_ = axes.between(models.mlp(seed=0), end(models.mlp(seed=1))).axes
+    assert axis.note == ""
+
+
+@pytest.mark.parametrize(
+    ("layers", "shown"), [(2, "(1.w)"), (4, "(1.w, 2.w, 3.w)"), (5, "(1.w, 2.w, 3.w, ...)")]
+)
+def test_between_names_up_to_three_tensors_that_it_leaves_behind(layers, shown):
+    first, second = (
+        nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(layers))) for _ in range(2)
+    )
+    objective = lx.Objective(first, [0], lambda m, b: 0, params=["0.weight"])
+    message = f"differs in {layers - 1} tensors that do not move {shown}:".replace(".w", ".weight")
+    with pytest.warns(LandscapexWarning, match=re.escape(message)):
+        axes.between(objective, second)
 
 
 def test_between_from_another_centre():

@@ -61,6 +61,32 @@ def test_fault_23_an_error_of_the_users_own_is_not_explained_away():
     assert not isinstance(error, DataError)
 
 
+def own_words(model, batch):
+    if len(batch[0]) == 1:
+        raise ValueError("Expected more than 1 label, got 1.")
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def own_norm(model, batch):
+    with torch.no_grad():
+        F.batch_norm(batch[0], None, None, training=True)
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("bn", ["batch", "recompute"])
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (own_words, "^Expected more than 1 label, got 1"),
+        (own_norm, "^Expected more than 1 value"),
+    ],
+)
+def test_fault_23_an_error_outside_of_batch_norm_keeps_its_words(bn, loss, message):
+    """Neither `bn` nor the batches are what is to be changed."""
+    objective = lx.Objective(models.seeded(network), samples(5, 1), loss, bn=bn)
+    assert type(refused(objective, ValueError, message)) is ValueError
+
+
 def test_fault_23_one_image_has_many_values_per_channel():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
     batches = [(torch.randn(1, 1, 4, 4), torch.tensor([k])) for k in (0, 1)]

@@ -8,6 +8,7 @@ import struct
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -77,6 +78,58 @@ def test_one_name_of_tied_parameters_is_enough(tmp_path):
     save_file({"b.weight": torch.full((3, 3), 7.0)}, tmp_path / "model.safetensors")
     checkpoints.load(model, tmp_path / "model.safetensors")
     assert (model["a"].weight == 7).all()
+
+
+def test_a_safetensors_file_holds_each_tensor_once_and_empty_ones_as_they_are(tmp_path):
+    weight = torch.arange(6.0).view(2, 3)
+    given = {
+        "a": weight, "tied": weight, "transposed": weight.T, "part": weight[:1],
+        "none": torch.zeros(0, 3), "nothing": torch.zeros(0, 3), "z": torch.ones(2) * 1j,
+        "conjugate": (torch.ones(2) * 1j).conj(), "negative": (torch.ones(2) * 1j).conj().imag,
+    }  # fmt: skip
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(checkpoints.to_safetensors(given, {"kind": "a test"}))
+    assert_same(checkpoints.read(path), {n: given[n] for n in checkpoints.read(path)})
+    assert set(checkpoints.read(path)) == set(given)
+    with safe_open(path, framework="pt") as file:
+        assert set(file.keys()) == set(given) - {"tied"}
+        assert file.metadata()["kind"] == "a test"
+        assert file.metadata()["format"] == "pt"  # Hugging Face refuses others
+
+
+@pytest.mark.parametrize(
+    ("header", "bad"),
+    [
+        ({"landscapex.complex": '["a"]'}, "Tensor must have a last dimension"),
+        ({"landscapex.tied": '{"b": "c"}'}, "'c'"),
+        ({"landscapex.tied": "{"}, "Expecting"),
+    ],
+)
+def test_fault_09_a_safetensors_file_whose_header_lies_is_named(tmp_path, header, bad):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(3)}, path, metadata=header)
+    with pytest.raises(CorruptFileError, match=rf"{path} is not a readable.*{bad}"):
+        checkpoints.read(path)
+
+
+def test_what_a_module_stores_besides_tensors_is_its_own_business(tmp_path):
+    class Counted(nn.Linear):
+        def get_extra_state(self):
+            return {"calls": 3}
+
+        def set_extra_state(self, state):
+            raise AssertionError("it was not in the file")
+
+    model = nn.Sequential(Counted(3, 2), nn.Linear(2, 1))
+    saved = {n: t + 1 for n, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+    torch.save(saved, tmp_path / "model.pt")
+    checkpoints.load(model, tmp_path / "model.pt")
+    assert all(torch.equal(t, saved[n]) for n, t in model.named_parameters())
+    del saved["1.bias"]
+    torch.save(saved, tmp_path / "model.pt")
+    with pytest.raises(ParameterMismatchError, match=r"1\.bias: missing") as caught:
+        checkpoints.load(model, tmp_path / "model.pt")
+    assert "extra" not in str(caught.value)
 
 
 def test_a_checkpoint_of_lower_precision_is_read_exactly(tmp_path):

@@ -228,9 +228,10 @@ def scripted(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("wrap", [scripted, Mapped, nn.DataParallel])
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
-def test_networks_in_other_hands(wrap, kind):
+@pytest.mark.parametrize("name", ["conv", "norms"])
+def test_networks_in_other_hands(wrap, kind, name):
     """A compiled module keeps its tensors where nobody can exchange them."""
-    model, x, y = made("conv")
+    model, x, y = made(name)
     model.eval()
     expected = hessian(model, batches_of(x, y), "cross_entropy", kind=kind).dense()
     operator = hessian(wrap(model), batches_of(x, y), "cross_entropy", kind=kind)

@@ -10,7 +10,7 @@ import shutil
 from dataclasses import dataclass
 
 import pytest
-from native.harness import COMPILER, ORDERS, ROOT, SANITIZERS, Harness
+from native.harness import COMPILER, ORDERS, ROOT, SANITIZERS, Harness, planted, whole
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 PROGRAM = ROOT / "csrc" / "program"
@@ -19,12 +19,12 @@ DRIVER = ROOT / "tests" / "emulation" / "contraction.cpp"
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory):
-    return Harness(tmp_path_factory.mktemp("contraction"))
+    return Harness.shared(tmp_path_factory)
 
 
 def build(harness, kind, program=PROGRAM):
     """The test program, which includes the kernels from the folder `program`."""
-    return harness.link(kind, [harness.compile(DRIVER, kind, include=program)])
+    return harness.link(whole(kind), [harness.compile(DRIVER, kind, include=program)])
 
 
 def results(outcome):
@@ -89,11 +89,11 @@ BUGS = [
         "exists ? load(in_ + offsets_[j] * lanes_) : splat(0)",
         "load(in_ + offsets_[j] * lanes_)", TILE, says=BITS),
     Bug("weights beyond the last tap", "r < num_taps ? load(row_.data + r * kRows) : splat(-0.f)",
-        "load(row_.data + r * kRows)", TILE, kind="address", says="heap-buffer-overflow"),
+        "load(row_.data + r * kRows)", TILE, kind="memory", says="heap-buffer-overflow"),
     Bug("a table's end", "if (r < num_taps) offsets_[j] = taps[r];", "offsets_[j] = taps[r];",
-        TILE, kind="address", says="heap-buffer-overflow"),
+        TILE, kind="memory", says="heap-buffer-overflow"),
     Bug("outputs beyond the last are loaded", "min(first_output + own_output(), outputs - kWidth)",
-        "first_output + own_output()", TILE, kind="address"),
+        "first_output + own_output()", TILE, kind="memory"),
     Bug("tiles stored beyond the last column", "if (index < columns) finish", "finish", TILE,
         kind="thread", says="data race"),
     Bug("second half of a tile's columns", "v * (T::kBlockColumns / T::kVectors) + across",
@@ -104,7 +104,7 @@ BUGS = [
     Bug("strips: no barrier before the weights", LEFT, "", STRIP, kind="thread",
         says="data race"),
     Bug("strips: offsets not repeated", "args.taps[r < end ? r : end - 1]", "args.taps[r]", STRIP,
-        kind="address", says="heap-buffer-overflow"),
+        kind="memory", says="heap-buffer-overflow"),
     Bug("strips: one tap too few at the end", "j < T::kAhead - 1; ++j", "j < T::kAhead - 2; ++j",
         STRIP, says=BITS),
     Bug("strips: an input not yet fetched again", "fetch(j, tap + j + T::kAhead);",
@@ -130,7 +130,7 @@ BUGS = [
     Bug("outputs beyond the last are stored", "if (i < outputs.count) store", "store", COMMON,
         kind="thread", says="data race"),
     Bug("outputs beyond the last are read", "min(first + i, outputs - 1)", "first + i", COMMON,
-        kind="address", says="heap-buffer-overflow"),
+        kind="memory", says="heap-buffer-overflow"),
     Bug("shift before scale", "x * factor", "x + factor", COMMON, says=FLOAT64),
     Bug("no sets but the first", "k < num_sets; ++k)", "k < 1; ++k)",
         COMMON, says=FLOAT64),
@@ -140,14 +140,14 @@ BUGS = [
         "for (int i = 1; i < count; ++i) {\n    float* p", COMMON, says=FLOAT64),
     Bug("misaligned weights taken for aligned",
         "if (reinterpret_cast<uintptr_t>(item.weights) % sizeof(float4) == 0)", "", COMMON,
-        kind="address", says="misaligned"),
+        kind="undefined", says="misaligned"),
     Bug("misaligned weights in tiles", " && args.weight.per_point % kQuad == 0", "", CHOICE,
-        kind="address", says="misaligned"),
+        kind="undefined", says="misaligned"),
     Bug("rows past a block", "left < most_rows ? left : most_rows", "most_rows", COMMON),
     Bug("a lane of the neighbour", "(column - position * quads) * kQuad",
-        "(column - position * quads) * 2", COMMON, kind="address"),
+        "(column - position * quads) * 2", COMMON, kind="memory"),
     Bug("columns beyond the last", "index < columns ? index : columns - kQuad", "index", BLOCK,
-        kind="address", says="heap-buffer-overflow"),
+        kind="memory", says="heap-buffer-overflow"),
     Bug("blocks of other columns", "static_cast<int>(column % across) * kBlockColumns",
         "static_cast<int>(column % across) * kQuad", BLOCK),
     Bug("small steps on tensor cores", "args.math != Math::kFp32 && takes", "args.math != "
@@ -155,9 +155,8 @@ BUGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("bug", [pytest.param(b, id=b.name) for b in BUGS])
+@pytest.mark.parametrize("bug", planted(BUGS, lambda bug: (bug.file, bug.kind)))
 def test_a_planted_bug_is_caught(harness, bug, tmp_path):
     for folder in ("program", "kernels"):
         shutil.copytree(ROOT / "csrc" / folder, tmp_path / folder)

@@ -255,6 +255,27 @@ def test_runners_that_share_a_program_keep_their_own_weights(kind, math, whole, 
         assert_right(c, *runner.run(c.points, c.rows, with_values=True), ARITHMETIC[math])
 
 
+@pytest.mark.parametrize(
+    ("beyond", "math", "lanes"), [(0, "fp32", 32), (1, "fp32", 128), (0, "bf16", 128)]
+)
+def test_tiles_fit_blocks_as_long_as_blocks_take_the_weights(beyond, math, lanes):
+    """The limit is that of the library, which runs cells in blocks up to it and not beyond."""
+    outputs, block_bytes = 128, 8 * 128 * 32
+    inputs = 32768 // outputs
+    program = Program(
+        (Buffer(inputs, Grid.NONE, "input"), Buffer(outputs, Grid.FULL)),
+        (Weight(inputs * outputs + 16 * beyond, ()),),
+        (dense(0, inputs, 1, outputs, 0), loss(1, outputs, 0)),
+        1,
+    )
+    backend = emulated_device.backend(block_bytes=block_bytes)
+    made = backend.program(program, 16, math)
+    assert backend.lanes(made, program, 1280, 1, math) == lanes
+    sizes = [w.size for w in program.weights]
+    made.native.bind(made.tables.data_ptr(), [MOVING], sizes, 1)
+    assert made.native.in_blocks is (lanes == 32)
+
+
 @pytest.mark.parametrize("lanes", [16, 48, 112])
 def test_sums_take_every_sample_of_tiles_of_any_size(lanes):
     """Of more numbers than there are places for partial sums."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 from native import sanitizers
 from native.device_module import DeviceModule
-from native.harness import COMPILER
+from native.harness import COMPILER, marks, whole
 
 pytest.importorskip("landscapex._program_emulated")
 pytestmark = [
@@ -22,36 +22,41 @@ KERNELS, LOSSES = "test_program_kernels.py", "test_program_losses.py"
 STEPS, DRIVER = "test_device_steps.py", "test_device_driver.py"
 FLOAT64 = f"{DRIVER}::test_a_program_is_that_of_float64_at_every_point"
 WAIT = f"{STEPS}::test_steps_of_a_block_wait_for_each_other"
-# the order of threads changes no address, and a race is one in any order
-CASES = "(emulated and computes_what_torch) or whole_cell or long_rows or many_positions"
+FILES = [KERNELS, LOSSES, STEPS, DRIVER]
+# What `make check` runs: every kernel with all its shapes, in steps and in blocks, and the driver.
+CASES = "(emulated and computes_what_torch and 17-48) or whole_cell or long_rows or many_positions"
+CHECKED = f"(({CASES}) and not order) or (at_every_point and not tf32)"
+# The order of threads changes no address, and a race is one in any order.
+RACES = "(emulated and computes_what_torch) or whole_cell or long_rows or many_positions"
 CHOSEN = {
-    "address": ([KERNELS, LOSSES, STEPS, DRIVER], "not order and (emulated or device)"),
-    "thread": (
-        [KERNELS, STEPS, DRIVER],
-        f"(({CASES}) and not order and not 48) or (driver and not bf16 and not tf32)",
-    ),
+    ("address", "checked"): (FILES, CHECKED),
+    ("thread", "checked"): (FILES, f"({CHECKED}) and not bf16"),
+    ("address", "all"): (FILES, "not order and (emulated or device)"),
+    ("thread", "all"): (FILES, f"(({RACES}) and not order) or (driver and not bf16 and not tf32)"),
 }
 
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory):
-    return DeviceModule(tmp_path_factory.mktemp("sanitized"))
+    return DeviceModule(tmp_path_factory)
 
 
-@pytest.mark.parametrize("kind", sanitizers.LIBRARIES)
-def test_sanitizers_find_nothing(kind, module, tmp_path):
-    tests, choice = CHOSEN[kind]
+@pytest.mark.parametrize(
+    ("kind", "what"), [pytest.param(*key, marks=marks(key[1] == "checked")) for key in CHOSEN]
+)
+def test_sanitizers_find_nothing(kind, what, module, tmp_path):
+    tests, choice = CHOSEN[kind, what]
     library = module.build(kind)
     sanitizers.check(*sanitizers.run(kind, MODULE, library, tmp_path, tests, "-k", choice))
 
 
 PLANTED = {
     "an output past the last": (
-        "address", "program/form.cu", "i < args.count * args.lanes", "i <= args.count * args.lanes",
-        "", f"{FLOAT64}[fp32]", "index 512 out of bounds",
+        "undefined", "program/form.cu", "i < args.count * args.lanes",
+        "i <= args.count * args.lanes", "", f"{FLOAT64}[fp32]", "index 512 out of bounds",
     ),
     "sums past the last": (
-        "address", "program/form.cu", "  if (i >= of_tile) return;\n", "", "", f"{FLOAT64}[fp32]",
+        "memory", "program/form.cu", "  if (i >= of_tile) return;\n", "", "", f"{FLOAT64}[fp32]",
         "heap-buffer-overflow",
     ),
     "no barrier between the steps of a block": (
@@ -69,6 +74,6 @@ PLANTED = {
 def test_a_sanitizer_finds_what_is_planted(name, module, tmp_path):
     kind, file, old, new, unit, test, says = PLANTED[name]
     library = module.plant(file, old, new, unit, kind)
-    status, printed = sanitizers.run(kind, MODULE, library, tmp_path, [test])
+    status, printed = sanitizers.run(whole(kind), MODULE, library, tmp_path, [test])
     assert status != 0
     assert says in printed, printed[-4000:]

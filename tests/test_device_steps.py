@@ -324,7 +324,7 @@ def test_programs_of_no_samples_in_a_step_add_nothing():
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory):
-    return Harness(tmp_path_factory.mktemp("steps"))
+    return Harness.shared(tmp_path_factory)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import shutil
 from dataclasses import dataclass
 
 import pytest
-from native.harness import COMPILER, ORDERS, ROOT, SANITIZERS, Harness
+from native.harness import COMPILER, ORDERS, ROOT, SANITIZERS, Harness, planted, whole
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 PROGRAM = ROOT / "csrc" / "program"
@@ -19,16 +19,16 @@ DRIVER = ROOT / "tests" / "emulation" / "tensor_cores.cpp"
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory):
-    return Harness(tmp_path_factory.mktemp("tensor_cores"))
+    return Harness.shared(tmp_path_factory)
 
 
 def build(harness, kind, kernel=PROGRAM, driver=PROGRAM):
     """The test program; `kernel` and `driver` are where each finds its headers."""
     return harness.link(
-        kind,
+        whole(kind),
         [
             harness.compile(kernel / "contract_mma.cu", kind, include=kernel),
-            harness.compile(DRIVER, kind, include=driver),
+            harness.compile(DRIVER, whole(kind), include=driver),
         ],
     )
 
@@ -138,9 +138,9 @@ BUGS = [
     Bug("taps beyond the last are copied", "exists ? taps * (16 / F::kWidth) : 0",
         "exists ? 16 : 0"),
     Bug("matrices beyond the last tap are copied", EXISTS,
-        "const bool exists = block * kRows + row < rows_;", kind="address"),
+        "const bool exists = block * kRows + row < rows_;", kind="memory"),
     Bug("outputs beyond the last are copied", EXISTS, "const bool exists = taps > 0;",
-        kind="address", says="heap-buffer-overflow"),
+        kind="memory", says="heap-buffer-overflow"),
     Bug("weights of the first point for all", "cell.point * args.planes.per_point",
         "0 * cell.point * args.planes.per_point"),
     Bug("weights of the first group for all", "(group * blocks + first_row / kRows)",
@@ -150,8 +150,8 @@ BUGS = [
     Bug("inputs beyond the last tap", "tap(slice, i) < num_taps_ ? load(base_ + offsets[i])",
         "tap(slice, i) >= 0 ? load(base_ + offsets[i])"),
     Bug("a tap beyond the last", "taps_[r < num_taps_ ? r : num_taps_ - 1]", "taps_[r]",
-        kind="address", says="heap-buffer-overflow"),
-    Bug("columns beyond the last", "wanted < columns ? wanted : 0", "wanted", kind="address",
+        kind="memory", says="heap-buffer-overflow"),
+    Bug("columns beyond the last", "wanted < columns ? wanted : 0", "wanted", kind="memory",
         says="heap-buffer-overflow"),
     Bug("columns in another order", "lane / 8 * 4 + lane / 4 % 2 * 16", "lane / 4 * 4"),
     Bug("pairs of taps exchanged", "8 * (i / 2) + 2 * t + i % 2", "8 * (i % 2) + 2 * t + i / 2"),
@@ -179,9 +179,9 @@ BUGS = [
     Bug("activation of other columns", "n % kQuad + n / kQuad % 2 * 16",
         "n % kQuad + n / kQuad % 2 * 4"),
     Bug("outputs beyond the last are stored", "if (row >= args_.outputs) break;", ";",
-        kind="address"),
+        kind="memory"),
     Bug("columns beyond the last are stored", "if (column_ + 16 * q >= columns_) break;", ";",
-        kind="address"),
+        kind="memory"),
     # planes
     Bug("larger blocks forgotten", "layout.larger = outputs % layout.row_blocks;",
         "layout.larger = 0;", HEADER),
@@ -198,9 +198,8 @@ BUGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("bug", [pytest.param(b, id=b.name) for b in BUGS])
+@pytest.mark.parametrize("bug", planted(BUGS, lambda bug: (bug.file, bug.kind)))
 def test_a_planted_bug_is_caught(harness, bug, tmp_path):
     for folder in ("program", "kernels"):
         shutil.copytree(ROOT / "csrc" / folder, tmp_path / folder)

@@ -16,12 +16,14 @@ import pytest
 import reference
 import torch
 from evaluate_cases import BATCH, mse
+from torch import nn
 
 import landscapex as lx
 from landscapex import _ops
 from landscapex.engine import preparation
 from landscapex.engine.device import DeviceRunner
 from landscapex.grids import filling
+from landscapex.model.parameters import ParameterSpace
 from landscapex.storage import checkpoints
 
 LOST = "CUDA error: an illegal memory access was encountered"
@@ -59,6 +61,50 @@ def test_fault_19_directions_of_another_device_and_dtype_are_brought_to_the_mode
         found = lx.surface(model, BATCH, mse, directions=there, **QUIET)
         np.testing.assert_array_equal(found.loss, truth.loss)
         assert there.vectors is vectors  # the user's own stay where they are
+
+
+def scattered():
+    """Filters along both axes, stacked ones, and parameters that are not contiguous."""
+    model = nn.ModuleList(
+        [nn.ConvTranspose2d(2, 3, 2), nn.MultiheadAttention(4, 2), nn.Linear(3, 4)]
+    )
+    model[2].weight = nn.Parameter(torch.randn(3, 4).T)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model, other: lx.directions.random(model, orthogonalize=True, ignore=None),
+        lambda model, other: lx.directions.random(model, normalize="weight", ignore="copy"),
+        lambda model, other: lx.directions.random_in_pieces(model),
+        lambda model, other: lx.directions.between(model, other),
+        lambda model, other: lx.directions.given(model, dict(other.named_parameters())),
+        lambda model, other: lx.directions.normalize(
+            lx.directions.given(model, [{}, dict(other.named_parameters())]), model
+        ),
+    ],
+    ids=["random", "copy", "in_pieces", "between", "given", "normalize"],
+)
+def test_fault_19_directions_are_where_the_model_is_whatever_the_default_device(make):
+    model, other = models.seeded(scattered), models.seeded(scattered, 1)
+    here = make(model, other)
+    with torch.device("meta"):
+        there = make(model, other)
+        made, lengths = [there[k] for k in range(len(there))], there.norm()
+    assert there.axes == here.axes
+    assert torch.equal(lengths, here.norm())
+    for k, tensors in enumerate(made):
+        assert all(torch.equal(t, here[k][name]) for name, t in tensors.items())
+
+
+def test_fault_19_points_are_written_where_the_model_is_whatever_the_default_device():
+    model = models.seeded(scattered)
+    space = ParameterSpace(model)
+    center, steps = space.gather(), torch.randn(2, space.size)
+    with torch.device("meta"):
+        space.move(center, steps, [0.5, 2.0])
+    torch.testing.assert_close(space.gather(), center + 0.5 * steps[0] + 2 * steps[1])
 
 
 def test_fault_19_a_centre_of_another_dtype_is_brought_to_the_model():

@@ -64,8 +64,8 @@ def reference() -> dict[str, Any]:
 
 def offered() -> Iterator[tuple[str, Any]]:
     """All public names: of the package and of the modules that it exposes."""
-    for name in lx.__all__:
-        thing = getattr(lx, name)
+    for name in [*lx.__all__, "export"]:  # the last is imported by those who need it
+        thing = find(f"lx.{name}")
         if inspect.ismodule(thing):
             for each in public(thing):
                 yield f"lx.{name}.{each.__name__}", each
@@ -130,6 +130,38 @@ def test_every_page_of_the_reference_is_in_its_table_of_contents():
     pages = {page.stem for page in DOCS.glob("api/*.rst")} - {"index"}
     listed = re.findall(r"^   (\w+)$", (DOCS / "api" / "index.rst").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(pages)
+
+
+def test_pages_of_the_reference_hold_no_code_of_their_own():
+    """Examples are in docstrings, where they are run."""
+    for page in DOCS.glob("api/*.rst"):
+        assert not re.search(r"code-block|>>>|(?<!toctree)::$", page.read_text(), re.MULTILINE), (
+            page.name
+        )
+
+
+def test_every_page_is_in_the_table_of_contents():
+    trees = re.findall(r"^:::\{toctree\}\n(.*?)^:::$", (DOCS / "index.md").read_text(), re.M | re.S)
+    listed = [line for tree in trees for line in tree.splitlines() if re.match(r"[\w/]+$", line)]
+    pages = [path.stem for path in DOCS.glob("*.md") if path.stem != "index"]
+    pages += [f"notebooks/{path.stem}" for path in DOCS.glob("notebooks/*.ipynb")]
+    assert sorted(listed) == sorted([*pages, "api/index", "pictures/index"])
+
+
+def test_every_mistake_of_the_list_names_a_test_that_is_there():
+    """Traps 1 to 42; the tests that show other tools in them are not ours."""
+    rows = re.findall(
+        r"^\| (\d+) \| .+ \| (.+) \| (?:`(\w+\.py)` `(\w+)`|none) \|$",
+        (DOCS / "trust.md").read_text(),
+        re.MULTILINE,
+    )
+    assert [int(number) for number, *_ in rows] == list(range(1, 43))
+    for number, remedy, file, test in rows:
+        assert (remedy == "not offered") == (not test), number
+        if test:
+            assert test.startswith(f"test_trap_{int(number):02}_"), number
+            assert not file.startswith("test_other_"), number
+            assert f"\ndef {test}(" in (DOCS.parent / "tests" / file).read_text(), test
 
 
 PICTURES = sorted(DOCS.glob("gallery/*.py"))

@@ -162,6 +162,14 @@ def test_trap_07_fault_11_what_was_computed_is_stored(tmp_path):
     assert raised(lx.open(tmp_path / "s.nc")) == raised(surface)
 
 
+def test_fault_11_losses_that_are_all_nan_are_not_taken_for_equal():
+    with pytest.warns(LandscapexWarning) as caught:
+        plane(lambda x, y: (x + y) * math.nan, points=3)
+    assert [str(w.message) for w in caught] == [
+        "9 of 9 losses are NaN or infinite; kept as they are."
+    ]
+
+
 # --- Known answers -------------------------------------------------------------------------------
 
 

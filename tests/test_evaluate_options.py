@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import re
+import sys
 
 import models
 import numpy as np
 import pytest
 import reference
 import torch
-from evaluate_cases import BATCH, QUIET, X, mse, small
+from evaluate_cases import BATCH, QUIET, X, interrupted, mse, small
 from torch import nn
 
 import landscapex as lx
-from landscapex import axes
+from landscapex import _lib, axes
+from landscapex._progress_bar import progress_bar
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -24,6 +28,7 @@ from landscapex.errors import (
     LandscapexWarning,
     ParameterMismatchError,
 )
+from landscapex.grids import filling
 
 
 def test_what_a_callback_is_told():
@@ -49,10 +54,22 @@ def test_the_provenance_says_how_the_numbers_were_made():
     assert p["center"]["loss"] == lx.Objective(models.mlp(3, 4, 1), BATCH, mse).loss()
     assert p["model"]["entries"] == 21
     assert p["data"]["data"]["samples"] == 4
+    assert p["engine"].keys() == {"name", "why"}
     assert p["engine"]["name"] == "eager"
+    assert p["seconds"] == round(p["seconds"], 3)
     assert [d["label"] for d in p["directions"]] == ["random direction 1", "random direction 2"]
     assert p["versions"]["torch"] == torch.__version__
     assert {"model", "parameters", "buffers", "data", "loss", "options"} <= set(p["fingerprint"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", p["created"])
+    assert p["recorded"] == {
+        "torch": torch.__version__,
+        "threads": 1,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "native": _lib.native,
+        "engine": "eager",
+        "layout": p["recorded"]["layout"],
+        "batches": {"data": [4]},
+    }
     json.dumps(p)
 
 
@@ -107,6 +124,53 @@ def test_fault_12_fault_13_bad_arguments_are_refused(options, error, message, tm
         lx.surface(model, BATCH, mse, **{"out": tmp_path / "s.nc", **QUIET, **options})
     assert reference.changes(before, reference.everything(model)) == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_the_progress_bar_counts_the_points_of_the_whole_run(tmp_path, monkeypatch, progress):
+    bars = []
+
+    class Bar(contextlib.nullcontext):
+        def __init__(self, **options):
+            super().__init__()
+            self.options, self.done = options, options["initial"]
+            bars.append(self)
+
+        def update(self, count):
+            self.done += count
+
+    monkeypatch.setattr(filling, "progress_bar", Bar)
+    first = interrupted(tmp_path / "s.nc", 2)
+    small(out=tmp_path / "s.nc", progress=progress)
+    assert [(b.options["initial"], b.done) for b in bars] == [(0, first), (first, 77)]
+    told = bars[1].options
+    assert (told["total"], told["unit"], told["desc"]) == (77, "point", "surface")
+    assert told["disable"] is not progress
+    assert told["mininterval"] >= 10  # nobody watches: lines of a log stay
+
+
+@pytest.mark.parametrize("watched", [True, False, None])
+def test_lines_of_a_log_are_fewer_than_those_that_somebody_watches(monkeypatch, watched):
+    told, stderr = [], None if watched is None else io.StringIO()
+    if stderr is not None:
+        stderr.isatty = lambda: watched
+
+    def bar(**options):
+        told.append(options)
+        return progress_bar(**{**options, "disable": True})
+
+    monkeypatch.setattr(filling, "progress_bar", bar)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", stderr)
+        small(points=3, progress=True)
+    assert told[0]["mininterval"] == (0.1 if watched else 10)
+    assert told[0]["disable"] is (watched is None)  # there is nowhere to write to
+
+
+@pytest.mark.parametrize(("run", "points"), [(lx.line, 1_000_001), (lx.volume, 101)])
+def test_fault_12_large_lines_and_volumes_must_be_confirmed(run, points):
+    with pytest.raises(GridError, match="must be confirmed"):
+        run(models.mlp(3, 4, 1), BATCH, mse, points=points, **QUIET)
 
 
 def test_fault_12_more_than_a_million_points_must_be_confirmed():

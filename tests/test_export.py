@@ -332,9 +332,14 @@ def test_a_page_is_replaced_at_once_or_not_at_all(tmp_path, monkeypatch):
     ("make_surface", "options", "error", "message"),
     [
         (plane, {"path": "s.nc"}, ArgumentError, r"`path` must end in one of .html, .htm, got"),
-        (plane, {"path": "no/s.html"}, OutputError, "must be in a folder that exists"),
+        (plane, {"path": "no/s.html"}, OutputError, "`path` must be in a folder that exists"),
+        (plane, {"path": "."}, OutputError, "`path` must be a file, got the folder"),
+        (plane, {"path": "a\0.html"}, OutputError, "`path` must be the name of a file, got 'a"),
+        (plane, {"path": "a\ud800.html"}, OutputError, "`path` must be the name of a file, got"),
         (plane, {"path": 3}, ArgumentTypeError, "`path` must be a string or a Path, got int"),
         (plane, {"column": "x"}, ArgumentError, "`column` must be one of loss, got 'x'"),
+        (plane, {"column": np.array(["loss", "x"])}, ArgumentError, r"one of loss, got array\("),
+        (plane, {"title": 3}, ArgumentTypeError, "`title` must be a string or None, got 3"),
         (plane, {"scale": "cubic"}, ArgumentError, "`scale` must be one of"),
         (
             lambda: volume([np.nan, *range(23)]),

@@ -105,6 +105,39 @@ def test_a_height_of_values_keeps_what_tiny_ranges_have_in_common(tmp_path):
     np.testing.assert_allclose(arrays["points"][:, 2], surface.loss, rtol=1e-15)
 
 
+RANGES = {
+    "tiny": 1e-307 * np.linspace(0, 0.05, 9),
+    "the smallest": 5e-324 * np.arange(9),
+    "huge": 1.7e308 * np.linspace(-1, 1, 9),
+    "as large": 1e308 * np.linspace(0, 1, 9),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_range_of_any_size_has_its_height(tmp_path, name):
+    """A factor per unit of the loss would be infinite, or 0."""
+    (x,) = PLACES[1]
+    path = make(RANGES[name], x).to_vts(tmp_path / "s.vts", scale="linear", height=1)
+    _, arrays = vtk_files.read(path)
+    np.testing.assert_allclose(arrays["points"][:, 2], np.linspace(0, 2, 9), atol=1e-12)
+    assert arrays["loss"].tobytes() == RANGES[name].tobytes()
+    text = path.read_bytes().partition(b" -->")[0].decode().splitlines()[-1]
+    words = re.findall(r"z = (\S+) \+ (\S+) \* place of loss \(linear scale\)(?: / (\S+))?$", text)
+    base, factor, unit = (float(word or 1) for word in words[0])
+    np.testing.assert_allclose(arrays["points"][:, 2], base + factor * (RANGES[name] / unit))
+
+
+@pytest.mark.parametrize("scale", ["linear", "log", "symlog"])
+@pytest.mark.parametrize("value", [5e-324, 1.75e308])
+def test_a_constant_of_any_size_is_flat(tmp_path, scale, value):
+    (x,) = PLACES[1]
+    path = make(np.full(9, value), x).to_vts(tmp_path / "s.vts", scale=scale)
+    _, arrays = vtk_files.read(path)
+    heights = arrays["points"][:, 2]
+    assert np.ptp(heights) == 0
+    assert 0 <= heights[0] <= 1
+
+
 def test_the_chosen_column_comes_first(tmp_path):
     x, y = PLACES[2]
     surface = make({"loss": x[:, None] + 0 * y, "accuracy": 0 * x[:, None] + y}, x, y)
@@ -154,6 +187,24 @@ def test_nothing_and_constants_can_be_written(tmp_path, value):
     _, arrays = vtk_files.read(path)
     assert np.isfinite(arrays["points"]).all()
     assert np.ptp(arrays["points"][:, 2]) == 0
+
+
+def test_columns_with_names_that_are_taken_keep_their_numbers(tmp_path):
+    """VTK would hide points by one of them; another is that of the places on the scale."""
+    (x,) = PLACES[1]
+    others = {"vtkGhostType": np.arange(9.0), "loss (log scale)": np.arange(9.0) + 1}
+    loss = np.where(x == 0, np.nan, np.exp(9 * x))
+    path = make({"loss": loss, **others}, x).to_vts(tmp_path / "s.vts", "vtkGhostType")
+    root, arrays = vtk_files.read(path)
+    np.testing.assert_array_equal(arrays["vtkGhostType (column)"], np.arange(9.0))
+    assert [a.get("Scalars") for a in root.iter("PointData")] == ["vtkGhostType (column)"]
+    assert "vtkGhostType" not in arrays
+    path = make({"loss": loss, **others}, x).to_vts(tmp_path / "s.vts")
+    _, arrays = vtk_files.read(path)
+    np.testing.assert_array_equal(arrays["vtkGhostType"], 2 * np.isnan(loss))
+    np.testing.assert_array_equal(arrays["loss (log scale) (column)"], np.arange(9.0) + 1)
+    np.testing.assert_allclose(arrays["loss (log scale)"], np.log10(loss))
+    np.testing.assert_array_equal(arrays["loss"], loss)
 
 
 # ---------------------------------------------------------------- the file
@@ -206,6 +257,8 @@ def test_the_same_result_gives_the_same_file_and_replaces_it(tmp_path):
     [
         ({"path": "s.vtk"}, ArgumentError, r"`path` must end in \.vts, got 's\.vtk'"),
         ({"column": "x"}, ArgumentError, "`column` must be one of loss, got 'x'"),
+        ({"path": "no/s.vts"}, OutputError, "`path` must be in a folder that exists, got"),
+        ({"path": "s\0.vts"}, OutputError, "`path` must be the name of a file, got"),
         ({"scale": "cubic"}, ArgumentError, "`scale` must be one of"),
         ({"height": -1}, ArgumentError, "`height` must be finite and not negative, got -1"),
         ({"height": np.inf}, ArgumentError, "`height` must be finite and not negative, got inf"),
@@ -297,6 +350,19 @@ def test_a_path_has_the_heights_of_its_column_and_no_broken_checkpoints(tmp_path
     np.testing.assert_array_equal(path["points"][:, :2], trajectory.coordinates[kept])
     np.testing.assert_allclose(path["points"][:, 2], trajectory.drawn[kept, 1], atol=1e-12)
     np.testing.assert_array_equal(path["accuracy"], trajectory.values[kept, 1])
+
+
+def test_a_path_has_steps_and_a_column_of_that_name(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(16, 3, generator=generator)
+    objective = lx.Objective(torch.nn.Linear(3, 2), (inputs, inputs[:, :2]), "mse_loss",
+                             metrics={"step": lambda out, batch: out[:, 0]})  # fmt: skip
+    steps = torch.randn(3, 8, generator=generator).cumsum(0)
+    trajectory = lx.trajectory(list(steps), objective)
+    root, arrays = vtk_files.read(export.to_vtp(trajectory, tmp_path / "p.vtp"))
+    np.testing.assert_array_equal(arrays["step"], trajectory.steps)
+    np.testing.assert_array_equal(arrays["step (column)"], trajectory.values[:, 1])
+    assert [a.get("Scalars") for a in root.iter("PointData")] == ["step"]
 
 
 def test_vtk_reads_a_path(tmp_path, run):

@@ -137,9 +137,31 @@ def test_a_picture_shows_what_was_asked_for(tmp_path, monkeypatch):
     [
         (lambda: plane().to_csv("s.txt"), ArgumentError, r"must end in \.csv, got 's\.txt'"),
         (lambda: export.to_csv([1], "s.csv"), ArgumentTypeError, "`surface` must be a result"),
-        (lambda: plane().to_csv("no/s.csv"), OutputError, "must be in a folder that exists"),
+        (lambda: plane().to_csv("no/s.csv"), OutputError, "`path` must be in a folder that exists"),
+        (lambda: plane().to_csv("s\0.csv"), OutputError, "`path` must be the name of a file, got"),
+        (lambda: plane().save("no/s.nc"), OutputError, "`path` must be in a folder that exists"),
         (lambda: plane().to_picture("s.gif"), ArgumentError, "one of .png, .svg, .pdf, got"),
         (lambda: plane().to_picture("s.png", "x"), ArgumentError, "`column` must be one of loss"),
+        (
+            lambda: plane().to_picture("s.png", dpi="high"),
+            ArgumentError,
+            "`dpi` must be a finite number above 0, got 'high'",
+        ),
+        (
+            lambda: plane().to_picture("s.png", dpi=1),
+            ArgumentError,
+            "`dpi` must be from 10 to 2,400, got 1",
+        ),
+        (
+            lambda: plane().to_picture("s.png", dpi=1e9),
+            ArgumentError,
+            r"`dpi` must be from 10 to 2,400, got 1000000000\.0",
+        ),
+        (
+            lambda: plane().to_picture("s.png", title=b"x"),
+            ArgumentTypeError,
+            "`title` must be a string or None, got b'x'",
+        ),
         (
             lambda: volume().to_picture("s.png", relief=True),
             ArgumentError,

@@ -41,6 +41,14 @@ def test_trap_03_rounding_does_not_move_the_centre_off_its_node(span, points, no
     assert grid.holds_center
 
 
+@pytest.mark.parametrize("span", [1e-30, 1e-12, 1.0, 1e12])
+def test_trap_03_only_rounding_is_taken_for_the_centre(span):
+    """Whatever the size of the span."""
+    (axis,) = make_grid(1, span, 1001).axes
+    assert (axis == 0).sum() == 1
+    np.testing.assert_allclose(axis, np.linspace(-span, span, 1001), rtol=1e-12, atol=0)
+
+
 def test_trap_03_a_grid_without_the_centre_says_so():
     assert not make_grid(1, 1.0, 4).holds_center
     assert not make_grid(2, 1.0, (5, 4)).holds_center

@@ -13,7 +13,7 @@ from storage import (
 from landscapex.errors import (
     ArgumentError,
 )
-from landscapex.storage.header import AxisInfo, RunHeader
+from landscapex.storage.header import AxisInfo, RunHeader, differences
 
 AXES = HEADER.axes
 
@@ -82,3 +82,20 @@ def test_an_axis_that_is_none_is_refused(arguments, message):
 def test_text_that_is_no_header_is_refused(text):
     with pytest.raises(ArgumentError, match="`text` must be the JSON of a header"):
         RunHeader.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("a" * 40, "a" * 40), ("b" * 41, "b" * 16 + "..."), (None, "nothing"), (3, "3")],
+)
+def test_differences_show_short_values_whole(value, shown):
+    other = make_header(3, 5, fingerprint={**HEADER.fingerprint, "data": value})
+    assert differences(HEADER, other) == [f"data: 99ab00 -> {shown}"]
+
+
+def test_points_that_differ_within_equal_ends_are_named():
+    first, second = HEADER.axes
+    moved = (*second.values[:2], 0.125, *second.values[3:])
+    other = make_header(3, 5, axes=(first, AxisInfo("beta", moved, second.label, second.unit)))
+    (line,) = differences(HEADER, other)
+    assert line.endswith("0.0 at point 2 -> 0.125 at point 2")

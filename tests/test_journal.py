@@ -39,7 +39,7 @@ from landscapex.errors import (
     OutputError,
     ResumeMismatchError,
 )
-from landscapex.storage import journal, store
+from landscapex.storage import journal, parts, store
 from landscapex.storage.header import AxisInfo, RunHeader
 from landscapex.storage.store import Journal
 
@@ -206,6 +206,7 @@ def test_threads_may_append(out):
 
 
 def test_the_disk_has_every_point_within_the_second_even_if_none_follows(out, monkeypatch):
+    assert journal.SYNC_SECONDS <= 1
     monkeypatch.setattr(journal, "SYNC_SECONDS", 0.05)
     synced = threading.Event()
     monkeypatch.setattr(journal, "sync_data", lambda descriptor: synced.set())
@@ -218,7 +219,6 @@ def test_the_disk_has_every_point_within_the_second_even_if_none_follows(out, mo
         j.append(8, VALUES[8:12])
         j.sync()
         assert synced.is_set()
-    assert journal.SYNC_SECONDS <= 1
 
 
 def test_appending_does_not_wait_for_the_disk(out, monkeypatch):
@@ -411,6 +411,29 @@ def test_no_journal_at_all(out):
         with pytest.raises(CorruptFileError, match="does not exist, and there is no journal") as e:
             store.read_journals(place)
         assert e.value.errno == errno.ENOENT
+
+
+def test_a_journal_that_cannot_be_deleted_is_an_output_error(out, monkeypatch):
+    path = begun(out)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    message = f"{path} could not be deleted: Operation not permitted"
+    with pytest.raises(OutputError, match=message) as caught:
+        store.remove_journals(out)
+    assert caught.value.errno == errno.EPERM
+
+
+def test_only_a_run_that_was_split_lacks_parts(out):
+    missing = np.zeros(15, dtype=bool)
+    assert parts.say_missing(out, missing) == ""
+    begun(out)
+    assert parts.say_missing(out, missing) == ""
+    begun(out, shard=(0, 2))
+    os.utime(out.with_name("s.nc.journal"), (0, 0))
+    assert parts.say_missing(out, missing) == "15 of 15 of part 0/2"
 
 
 def test_removing_journals_leaves_other_runs_and_living_locks(out):

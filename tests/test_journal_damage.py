@@ -30,7 +30,8 @@ from landscapex.errors import (
     LandscapexWarning,
     OutputError,
 )
-from landscapex.storage import journal, store
+from landscapex.grids.results import Surface
+from landscapex.storage import files, journal, store
 from landscapex.storage.store import Journal
 
 
@@ -130,6 +131,30 @@ def test_an_interrupt_in_the_middle_of_a_write_leaves_no_half_line(out, monkeypa
     assert bits(values[:8]) == bits(VALUES[:8])
 
 
+def test_fault_03_nothing_is_written_behind_a_half_line_that_cannot_be_cut(out, monkeypatch):
+    def torn(descriptor: int, data: bytes) -> None:
+        os.write(descriptor, data[:20])
+        raise OSError(errno.EIO, "Input/output error")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    j = Journal.open(out, HEADER)
+    j.append(0, VALUES[:4])
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "write_all", torn)
+        patch.setattr(os, "ftruncate", refuse)
+        with pytest.raises(OutputError, match="at point 4: Input/output error"):
+            j.append(4, VALUES[4:8])
+    size = j.path.stat().st_size
+    for use in (lambda: j.append(4, VALUES[4:8]), j.sync, j.close):
+        with pytest.raises(OutputError, match="could not be written: Read-only file system"):
+            use()
+    assert j.path.stat().st_size == size
+    with pytest.warns(LandscapexWarning, match="ended in 20 bytes"), Journal.open(out, HEADER) as j:
+        assert j.done.sum() == 4
+
+
 def test_fault_03_room_is_checked_before_the_run(out, monkeypatch):
     real = os.statvfs(out.parent)
     fields = {name: getattr(real, name) for name in dir(real) if name.startswith("f_")}
@@ -147,8 +172,31 @@ def test_fault_03_room_is_checked_before_the_run(out, monkeypatch):
     assert os.listdir(out.parent) == []
     with pytest.raises(OutputError, match="are free"):
         store.write_dataset(xr.Dataset({"loss": ("alpha", np.zeros(9999))}), out)
+    monkeypatch.setattr(os, "statvfs", lambda path: Status(f_bavail=3, f_frsize=7))
+    files.check_space(out, 21)  # just enough
+    with pytest.raises(OutputError, match="needs about 22 bytes, but only 21 are free"):
+        files.check_space(out, 22)
     monkeypatch.setattr(os, "statvfs", lambda path: Status(f_bavail=0, f_blocks=0))
     Journal.open(out, HEADER).close()  # a file system that does not tell
+
+
+@pytest.mark.parametrize("columns", [("loss",), ("loss", "accuracy", "error")])
+def test_fault_03_the_room_that_a_run_asks_for_is_enough_and_not_much_more(out, columns):
+    header = make_header(300, 100, columns=columns)
+    values = -make_values(header) / 3  # long numbers
+    everything = np.ones(len(values), dtype=bool)
+    with Journal.open(out, header) as j:
+        needed = journal._bytes_needed(header, j.done)
+        empty = j.path.stat().st_size
+        for start in range(0, len(values), 100):
+            j.append(start, values[start : start + 100])
+        lines = j.path.stat().st_size - empty
+    Surface.from_run(header, everything, values).save(out)
+    result = out.stat().st_size
+    assert lines + result < needed < 5 * (lines + result)
+    rest = journal._bytes_needed(header, everything)
+    assert result < rest < 2 * result
+    assert rest < needed
 
 
 def test_fault_03_a_result_that_does_not_fit_leaves_the_old_one(out):

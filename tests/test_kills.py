@@ -2,162 +2,67 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import signal
-import subprocess
-import sys
-import time
-import warnings
-from dataclasses import dataclass, field
-from pathlib import Path
 
-import models
 import pytest
-import torch
+import tqdm.auto
+from evaluate_cases import small
+from reliability.kills import Kind, Zygote, survive
 
-import landscapex as lx
-from landscapex.errors import CorruptFileError, LandscapexWarning
+from landscapex._progress_bar import progress_bar
+from landscapex.engine.native import unavailable
 
-POINTS = (20, 24)
-
-
-def surface(out=None, callback=None):
-    """Of a network so small that the time goes into keeping the points."""
-    model = models.mlp(3, 4, 1)
-    batch = torch.linspace(-1, 1, 12).view(4, 3), torch.zeros(4, 1)
-    return lx.surface(
-        model, [batch], "mse_loss", points=POINTS, out=out, callback=callback, progress=False
-    )
+# 100 in all; a run of four processes takes longest
+KILLS = [(Kind("eager", 1), 40), (Kind("eager", 4), 20)]
+KILLS += [(Kind("compiled", 1), 25), (Kind("compiled", 4), 15)]
 
 
-@dataclass
-class Report:
-    """What became of the runs that were killed."""
-
-    kills: int = 0
-    finished: int = 0  # ended before the signal came
-    unreadable: int = 0
-    lost: int = 0  # acknowledged points that are not there
-    wrong: int = 0  # points whose value differs from that of the uninterrupted run
-    different: int = 0  # resumed runs that are not bitwise the uninterrupted one
-    leftovers: list[str] = field(default_factory=list)  # files beside the finished result
-    partial: int = 0  # runs of which some points, but not all, were kept
-
-
-def survive(count: int, folder: Path, seed: int = 0) -> Report:
-    """Kill ``count`` runs at uniformly random moments, look at what is there, and go on.
-
-    Runs that ended before the signal came are looked at too, but are not among the ``count``.
-    """
-    truth, report, rng = surface(), Report(), random.Random(seed)
-    with Zygote() as zygote:
-        whole = sorted(zygote.run(folder / "a.nc", None)["seconds"] for _ in range(5))[2]
-        for k in range(5 * count):
-            if report.kills == count:
-                break
-            out = folder / f"{k}" / "s.nc"
-            out.parent.mkdir()
-            told = zygote.run(out, rng.uniform(0, whole))
-            report.kills += told["killed"]
-            report.finished += not told["killed"]
-            examine(out, told["acknowledged"], truth, report)
-    return report
-
-
-def examine(out, acknowledged, truth, report):
-    try:
-        found = lx.open(out)
-    except CorruptFileError as error:
-        nothing = not any(p.name.startswith("s.nc.journal") for p in out.parent.glob("*l"))
-        report.unreadable += not (nothing and "does not exist" in str(error))
-        report.lost += acknowledged
-    else:
-        done = found.evaluated.ravel()
-        report.lost += int((~done[:acknowledged]).sum())
-        report.wrong += int((found.loss.ravel()[done] != truth.loss.ravel()[done]).sum())
-        report.partial += bool(0 < done.sum() < done.size)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LandscapexWarning)  # a torn last line is cut
-        resumed = surface(out)
-    report.different += not resumed.equals(truth)  # as read from the file
-    names = [p.name for p in out.parent.iterdir() if p.name != "s.nc"]
-    # a file that was being written when the signal came is never mistaken for anything
-    report.leftovers += [name for name in names if not name.endswith(".tmp")]
-
-
-class Zygote:
-    """A process that has imported everything once, and forks a child for each run."""
-
-    def __enter__(self):
-        here = Path(__file__).parent
-        code = f"import sys; sys.path.insert(0, {str(here)!r}); import test_kills as t; t.zygote()"
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def run(self, out, delay):
-        """One run; it is killed after ``delay`` seconds, if that is not None."""
-        self.process.stdin.write(json.dumps([str(out), delay]) + "\n")
-        self.process.stdin.flush()
-        told = json.loads(self.process.stdout.readline())
-        if delay is None:
-            out.unlink()
-        return told
-
-    def __exit__(self, *_):
-        self.process.stdin.close()
-        self.process.stdout.close()
-        assert self.process.wait(30) == 0
-
-
+@pytest.fixture(scope="module")
 def zygote():
-    """Serve `Zygote.run` until the input ends."""
-    torch.set_num_threads(1)
-    surface()
-    for request in sys.stdin:
-        out, delay = json.loads(request)
-        reader, writer = os.pipe()
-        began = time.monotonic()
-        pid = os.fork()
-        if pid == 0:
-            child(Path(out), writer)
-        os.close(writer)
-        if delay is not None:
-            time.sleep(delay)
-            os.kill(pid, signal.SIGKILL)
-        with os.fdopen(reader) as told:
-            lines = told.read().splitlines()
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        assert status in (0, -signal.SIGKILL)
-        answer = {
-            "acknowledged": max(map(int, lines), default=0),
-            "killed": status != 0,
-            "seconds": time.monotonic() - began,
-        }
-        print(json.dumps(answer), flush=True)
-
-
-def child(out, writer):
-    code = 1
-    try:
-        surface(out, lambda progress: os.write(writer, b"%d\n" % progress.done))
-        code = 0
-    finally:
-        os._exit(code)
+    with Zygote() as started:
+        yield started
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.timeout(600)
-def test_fault_01_killed_surfaces_lose_nothing_and_go_on_to_the_same_bits(tmp_path):
-    count = 100
-    report = survive(count, tmp_path)
-    assert report.unreadable == report.lost == report.wrong == report.different == 0, report
-    assert report.leftovers == [], report
-    assert report.kills == count, report
-    assert report.partial > 0.1 * count, report  # otherwise the kills came too early or too late
+@pytest.mark.parametrize(("kind", "count"), KILLS, ids=str)
+def test_fault_01_killed_surfaces_lose_nothing_and_go_on_to_the_same_bits(
+    kind, count, tmp_path, zygote
+):
+    if kind.engine == "compiled" and unavailable() is not None:
+        pytest.skip("the compiled engine is not built")
+    report = survive(kind, count, tmp_path / "runs", zygote)
+    assert report.kept, report
+    assert report.kills >= count, report
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fault_22_a_killed_process_does_not_hold_up_those_it_was_forked_with():
+    """Bars of tqdm take a lock that is common to all of them, also bars that are not shown."""
+    with progress_bar(disable=True):
+        lock = tqdm.auto.tqdm.get_lock()
+    pid = os.fork()
+    if pid == 0:
+        with progress_bar(disable=True):
+            tqdm.auto.tqdm.get_lock().acquire()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    free = lock.locks[0].acquire(timeout=5)
+    if free:
+        lock.locks[0].release()
+    else:  # other tests go on
+        tqdm.auto.tqdm.set_lock(tqdm.std.TRLock())
+    assert free
+
+
+@pytest.mark.parametrize("shard", [None, (0, 2)])
+def test_fault_01_what_a_run_left_that_died_deleting_its_journals_is_deleted(shard, tmp_path):
+    out = tmp_path / "s.nc"
+    small(out=out, shard=(1, 2))
+    journal = next(tmp_path.glob("*.journal.*"))
+    kept = journal.read_bytes()
+    result = small(out=out)
+    journal.write_bytes(kept)
+    assert small(out=out, shard=shard).equals(result)
+    assert [p.name for p in tmp_path.iterdir()] == ["s.nc"]

@@ -44,7 +44,10 @@ ORDER = [
     *of("", "interrupts"),
     *of("model", "generators guard determinism"),
     *of("", "engine"),
-    *of("engine", "onednn memory layout eager steps program weight_order plan sharing capture"),
+    *of(
+        "engine",
+        "onednn memory layout precision eager steps program weight_order plan sharing capture",
+    ),
     *of("engine", "lowering"),
     *of("engine.lowering", "samples lanes registry builder walk values contractions moves"),
     *of("engine.lowering", "convolutions lookups norms pointwise losses reductions pools"),
@@ -305,3 +308,16 @@ def test_the_versions_of_the_tests_are_pinned_without_addresses():
     pins = [line for line in lines if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*", pin) for pin in pins)
     assert "torch==2.13.0" in pins
+
+
+def test_dataclasses_cannot_be_changed():
+    """But for places of a plan, which are found one after the other."""
+    loose = [
+        f"{name_of(path)}.{node.name}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        and any("dataclass" in (said := ast.unparse(d)) and "frozen=True" not in said
+                for d in node.decorator_list)
+    ]  # fmt: skip
+    assert {name.rpartition(".")[0] for name in loose} == {"engine.lowering.storage"}

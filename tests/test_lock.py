@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -144,15 +145,25 @@ def test_fault_06_of_many_that_find_a_stale_lock_one_takes_it(out):
         assert sorted(statuses) == [0, 1, 1, 1, 1, 1]
 
 
-def test_fault_06_a_lock_that_somebody_was_faster_to_take_over_is_respected(out, monkeypatch):
-    path = lock_of(out, pid=dead_pid())
+@pytest.mark.parametrize("looks", [0, 2])
+def test_fault_06_a_lock_that_somebody_was_faster_to_take_over_is_respected(
+    out, monkeypatch, looks
+):
+    """Who finds a stale lock waits while another looks at it."""
+    path, left = lock_of(out, pid=dead_pid()), [None] * looks
+    before = path.read_bytes()
 
-    def somebody_is_faster(descriptor: int) -> None:
+    def somebody_is_faster(descriptor: int) -> bool:
+        if left:
+            left.pop()
+            assert path.read_bytes() == before
+            return False
         monkeypatch.undo()
         path.unlink()
         lock_of(out, host="elsewhere")
+        return True
 
-    monkeypatch.setattr(lock, "_exclude_others", somebody_is_faster)
+    monkeypatch.setattr(lock, "_lock_others_out", somebody_is_faster)
     with pytest.raises(OutputError, match="on elsewhere has been writing it"):
         Journal.open(out, HEADER)
     assert json.loads(path.read_text())["host"] == "elsewhere"
@@ -166,6 +177,66 @@ def test_fault_06_without_advisory_locks_it_works_all_the_same(out, monkeypatch)
     lock_of(out, pid=dead_pid())
     with Journal.open(out, HEADER), pytest.raises(OutputError, match="two runs at once"):
         Journal.open(out, HEADER)
+    lock_of(out, boot="another")  # the machine was started anew
+    Journal.open(out, HEADER).close()
+    lock_of(out, pid=dead_pid(), space="pid:[1]")  # a container whose processes nobody sees here
+    with pytest.raises(OutputError, match="two runs at once"):
+        Journal.open(out, HEADER)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs namespaces of processes")
+@pytest.mark.parametrize("unknown", ["_process_space", "_boot"])
+def test_fault_06_containers_with_one_name_see_each_others_locks(out, monkeypatch, unknown):
+    """Their numbers of processes mean nothing to each other; the advisory lock of the file does."""
+    monkeypatch.setattr(lock, "_PATIENCE", 0.2)
+    ready, go = os.pipe()
+
+    def work() -> None:
+        monkeypatch.setattr(lock, unknown, lambda: "another")
+        Journal.open(out, HEADER).append(0, VALUES[:4])
+        os.write(go, b"!")
+        time.sleep(60)
+
+    pid = fork(work)
+    assert os.read(ready, 1) == b"!"
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "process_start", lambda pid: None)  # as if nobody had this number
+        with pytest.raises(OutputError, match=f"two runs at once: process {pid} on"):
+            Journal.open(out, HEADER)
+    os.kill(pid, 9)
+    wait(pid)
+    with Journal.open(out, HEADER) as j:
+        assert j.done.sum() == 4
+
+
+def test_fault_06_a_child_does_not_keep_the_lock_of_its_killed_parent(out, monkeypatch):
+    """It lives on, and has inherited the advisory lock: a worker of a loader, say."""
+    monkeypatch.setattr(lock, "_PATIENCE", 0.2)
+    ready, go = os.pipe()
+
+    def work() -> None:
+        journal = Journal.open(out, HEADER)
+        journal.append(0, VALUES[:4])
+        os.write(go, fork(lambda: time.sleep(60)).to_bytes(8, "little"))
+        time.sleep(60)
+
+    pid = fork(work)
+    child = int.from_bytes(os.read(ready, 8), "little")
+    os.kill(pid, 9)
+    wait(pid)
+    try:
+        with Journal.open(out, HEADER) as j:
+            assert j.done.sum() == 4
+    finally:
+        os.kill(child, 9)
+
+
+def test_the_advisory_lock_is_given_back_with_the_lock(out):
+    with Journal.open(out, HEADER) as j, open(f"{j.path}.lock") as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        j.close()
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_forked_child_does_not_give_the_lock_of_its_parent_back(out):

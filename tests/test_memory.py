@@ -25,7 +25,7 @@ def test_fault_20_a_run_with_half_the_memory_it_wants_says_its_batch_and_gives_t
 
 @pytest.mark.parametrize("way", ["loss", "eager"])
 def test_memory_does_not_grow_with_evaluations(way):
-    """The figure is that of `tests/reliability/memory.py`, with many more of them."""
+    """The measurement R4 takes many more of them."""
     evaluations, grown = memory.growth(2500, way)
     assert evaluations >= 2500
     assert grown < memory.GROWTH

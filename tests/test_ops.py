@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,13 @@ from native.implementations import native
 from native.implementations import ops as ops
 from native.operator_cases import (
     GROUPS,
-    HALF_TO_DOUBLE,
-    MASTER,
     RUNS,
     bits,
     filter_case,
     orthogonalize_case,
     perturb_case,
 )
+from reliability import operators
 
 from landscapex import _fallback, _lib, _ops
 
@@ -102,32 +102,33 @@ def test_memory_does_not_grow_over_100000_calls():
     assert resident() < 1.01 * before
 
 
-def operator_arguments(name: str, dtype: torch.dtype) -> tuple:
-    if name == "perturb_":
-        params, center, directions, coordinates = perturb_case(2, 2, dtype, long=50)
-        center = center.nan_to_num(posinf=1, neginf=1)  # opcheck compares what NaN does not equal
-        return params, center, directions.nan_to_num(posinf=1, neginf=1), coordinates
-    if name == "filter_normalize_":
-        directions, center, norms = filter_case(2, 2, dtype)
-        return directions, center, RUNS, GROUPS, norms, False
-    if name == "orthogonalize_":
-        return orthogonalize_case(3, 50, dtype)
-    return torch.empty(9, dtype=dtype), 1, 2, 3
+CASES = [(name, dtype) for name, dtypes in operators.DTYPES.items() for dtype in dtypes]
 
 
 @native
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        *(("perturb_", dtype) for dtype in MASTER),
-        *(("filter_normalize_", dtype) for dtype in HALF_TO_DOUBLE),
-        *(("gaussian_", dtype) for dtype in MASTER),
-        *(("orthogonalize_", dtype) for dtype in MASTER),
-    ],
-)
+def test_no_operator_is_forgotten():
+    """Whatever is registered is checked: an operator that is added, too."""
+    assert operators.registered() == operators.DTYPES.keys()
+
+
+@native
+@pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_operators_are_registered_as_torch_expects(name, dtype):
-    op = getattr(compiled, name).default
-    torch.library.opcheck(op, operator_arguments(name, dtype))
+    assert operators.opcheck(name, dtype) == dict.fromkeys(operators.CHECKS, "SUCCESS")
+
+
+@native
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_operators_give_the_same_bits_when_they_are_compiled(name, dtype):
+    assert operators.compiles(name, dtype, backend="aot_eager")
+
+
+@native
+@pytest.mark.skipif(find_spec("landscapex._C_emulated") is None, reason="built without it")
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_emulated_operators_write_what_their_schema_says(name, dtype):
+    operators.load_emulated()
+    assert operators.emulated_agrees(name, dtype)
 
 
 @native

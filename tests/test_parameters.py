@@ -224,6 +224,18 @@ def test_wrappers_are_looked_through(wrap):
     ]
 
 
+def test_what_is_called_like_a_wrapper_of_torch_is_none():
+    class OptimizedModule(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self._orig_mod = nn.Linear(2, 1)
+
+    model = OptimizedModule()
+    assert unwrap(model) is model
+    compiled = torch.compile(model, backend="eager")
+    assert unwrap(compiled) is model
+
+
 # --- Ties ----------------------------------------------------------------------------------------
 
 

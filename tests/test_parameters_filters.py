@@ -13,6 +13,14 @@ from landscapex.errors import ArgumentError
 from landscapex.model.parameters import ParameterSpace
 
 
+@pytest.mark.parametrize("size", [2, 4, 6])
+def test_the_three_projections_of_attention_are_tensors_of_their_own(size):
+    e = entry(ParameterSpace(nn.MultiheadAttention(size, 1)), "in_proj_weight")
+    assert e.blocks == 3
+    block = size * size
+    assert e.tensor_rows().tolist() == [[e.offset + k * block, 1, block, block] for k in range(3)]
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_trap_08_filters_are_the_weights_of_one_output_unit(layer):
     """Per tensor, or only for 2-D and 4-D tensors, or the wrong axis: none of these is a filter."""

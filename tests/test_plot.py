@@ -22,11 +22,12 @@ from plot_cases import (
     volume,
 )
 
-from landscapex import plot
+from landscapex import export, plot
 from landscapex._pictures.layout import fit_scale
 from landscapex._pictures.panel import panel_of
 from landscapex._pictures.relief import polygons
 from landscapex._pictures.scale import choose
+from landscapex.export.paraview import relief_of
 from landscapex.grids.results import Surface
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -254,6 +255,19 @@ def test_the_best_accuracy_is_the_largest():
     assert legend_texts(plot.contour(surface, "accuracy").axes[0])[1] == (
         "grid maximum: 1 at (1, 0)"
     )
+
+
+@pytest.mark.parametrize("column", ["accuracy", "test_error", "top5"])
+def test_fractions_of_samples_are_drawn_as_they_are_unless_asked_otherwise(column):
+    wide = np.geomspace(0.01, 1, BOWL.size).reshape(BOWL.shape)
+    surface = make({"loss": wide, column: wide}, X, Y)
+    for scale, kind in [("auto", "linear"), ("log", "log")]:
+        figure = plot.contour(surface, column, scale=scale)
+        assert colorbar_of(figure).get_ylabel() == f"{column.replace('_', ' ')} ({kind} scale)"
+    line = make({"loss": wide[0], column: wide[0]}, Y)
+    assert plot.line(line, column=column).axes[0].get_yscale() == "linear"
+    assert relief_of(surface, column, "auto", None).scale.kind == "linear"
+    assert export.figure(surface, column).layout.scene.zaxis.title.text.endswith("(linear scale)")
 
 
 def test_no_end_of_an_unknown_metric_is_called_the_best():

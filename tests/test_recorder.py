@@ -92,6 +92,7 @@ def test_the_index_says_step_epoch_rate_loss_and_whatever_else(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "index.jsonl").read_text().splitlines()]
     for line in lines:
         assert len(line.pop("sha256")) == 64
+        assert len(line.pop("crc32")) == 8
     assert lines == [
         {"step": 4, "epoch": 0.5, "lr": 0.25, "loss": 1.5, "accuracy": 1},
         {"step": 5, "epoch": None, "lr": [0.1, 0.2], "loss": "nan"},

@@ -44,7 +44,10 @@ def test_a_resumed_run_goes_on_where_it_was_and_is_the_uninterrupted_one(tmp_pat
     )
     assert whole.keys() == part.keys()
     whole_index, part_index = (
-        [{**json.loads(line), "sha256": ""} for line in files["index.jsonl"].splitlines()]
+        [
+            {**json.loads(line), "sha256": "", "crc32": ""}
+            for line in files["index.jsonl"].splitlines()
+        ]
         for files in (whole, part)
     )
     assert whole_index == part_index

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import html
 import json
 import os
@@ -22,6 +23,7 @@ from matplotlib.text import Text
 from storage import bits, fill, make_header, make_values
 
 import landscapex as lx
+from landscapex import export
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -173,6 +175,14 @@ def test_a_result_cannot_be_changed():
     assert other.equals(surface)
 
 
+def test_results_may_be_kept_in_sets_and_are_compared_by_equals():
+    surface, other = make_surface(3, 5), make_surface(3, 5)
+    assert surface == surface
+    assert surface != other
+    assert surface.equals(other)
+    assert len({surface, other}) == 2
+
+
 def test_the_minimum_is_the_first_of_the_lowest_finite_values():
     values = [np.nan, 3, -np.inf, 1, 1, np.inf]
     surface = make_surface(2, 3, values=values, columns=("loss",))
@@ -251,7 +261,9 @@ def test_the_notebook_text_is_escaped_and_has_picture_and_provenance():
     evil = "<script>alert('&')</script>"
     axis = AxisInfo("alpha", (-1.0, 0.0, 1.0), evil, evil)
     surface = make_surface(
-        3, axes=(axis,), provenance={"title": evil, evil: [evil], "long": "x" * 9000}
+        3,
+        axes=(axis,),
+        provenance={"title": evil, evil: [evil], "long": "x" * 9000, "whole": "y" * 300},
     )
     text = surface._repr_html_()
     tree = ElementTree.fromstring(f"<div>{text}</div>")  # well-formed
@@ -261,7 +273,37 @@ def test_the_notebook_text_is_escaped_and_has_picture_and_provenance():
     assert evil in cells
     assert html.escape(evil) in text
     assert f"{'x' * 300} ..." in cells
+    assert "y" * 300 in cells
     assert tree.find("pre").text == repr(surface)
+
+
+@pytest.mark.parametrize(
+    ("method", "columned"),
+    [
+        ("to_html", True),
+        ("to_vts", True),
+        ("to_picture", True),
+        ("to_h5", False),
+        ("to_csv", False),
+    ],
+)
+def test_exports_get_what_they_are_asked_for(monkeypatch, method, columned):
+    told, surface = [], make_surface(3, 5)
+
+    def record(*arguments, **options):
+        told.append((arguments, options))
+        return Path("there")
+
+    monkeypatch.setattr(export, method, record)
+    write = getattr(surface, method)
+    assert write("here", option=3) == Path("there")
+    assert told.pop() == (
+        (surface, "here"),
+        {"option": 3, **({"column": "loss"} if columned else {})},
+    )
+    if columned:
+        write("here", "accuracy")
+        assert told.pop() == ((surface, "here"), {"column": "accuracy"})
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (3, 4, 5)])
@@ -480,6 +522,26 @@ def test_a_damaged_shard_is_not_merged(out):
     path.write_bytes(data.replace(b'"kind"', b'"kinD"'))
     with pytest.raises(CorruptFileError):
         opening.merge(out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("code", "waits"), [(errno.EBUSY, True), (errno.EACCES, False)])
+def test_who_writes_the_same_result_is_waited_for_and_nothing_else(out, monkeypatch, code, waits):
+    tries = []
+
+    def refuse(path, purpose):
+        tries.append(path)
+        assert len(tries) < 20, "it never gives up"
+        error = OutputError("no lock")
+        error.errno = code
+        raise error
+
+    monkeypatch.setattr(opening, "FileLock", refuse)
+    monkeypatch.setattr(opening, "_PATIENCE", 0.12)
+    with pytest.raises(OutputError, match="no lock"):
+        opening.put_away(make_surface(3, 5), out, HEADER)
+    assert set(tries) == {out.with_name("s.nc.lock")}
+    assert (len(tries) > 1) == waits
     assert not out.exists()
 
 

@@ -13,11 +13,15 @@ import torch
 from evaluate_cases import BATCH, QUIET, X, interrupted, mse, raised, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from storage import begun, make_header
 from torch import nn
 
 import landscapex as lx
+from landscapex.engine.layout import Layout
 from landscapex.errors import OutputError, ResumeMismatchError
 from landscapex.grids import filling
+from landscapex.grids.earlier import Earlier, read_earlier
+from landscapex.grids.options import Options
 
 
 @settings(deadline=None, max_examples=8)
@@ -203,6 +207,26 @@ def test_a_run_that_replaces_another_can_be_continued(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["s.nc"]
 
 
+@pytest.mark.parametrize(
+    ("recorded", "taken"),
+    [
+        (
+            {"threads": 3, "engine": "eager", "layout": {"batch": 8, "channels_last": True}},
+            Earlier(3, Layout(8, True), "eager"),
+        ),
+        ({"threads": 1, "engine": "compiled", "layout": None}, Earlier(1, None, "auto")),
+        ({"threads": "many"}, Earlier()),
+    ],
+)
+def test_what_a_journal_records_of_its_run_is_taken_over(tmp_path, recorded, taken):
+    out = tmp_path / "s.nc"
+    begun(out, header=make_header(3, 5, recorded=recorded))
+    asked = {**dict.fromkeys(Options.__dataclass_fields__), "out": out}
+    assert read_earlier(Options(**{**asked, "resume": True})) == taken
+    assert read_earlier(Options(**{**asked, "resume": False})) == Earlier()
+    assert read_earlier(Options(**{**asked, "resume": True, "out": None})) == Earlier()
+
+
 def test_a_file_of_something_else_is_never_replaced(tmp_path):
     precious = tmp_path / "precious.pt"
     precious.write_bytes(b"weights of a week")
@@ -212,6 +236,18 @@ def test_a_file_of_something_else_is_never_replaced(tmp_path):
     with pytest.raises(OutputError, match="must not be replaced"):
         lx.line(model, data, "cross_entropy", points=3, progress=False).save(precious)
     assert precious.read_bytes() == b"weights of a week"
+
+
+def test_a_resumed_run_takes_the_layout_of_its_journal(tmp_path, monkeypatch):
+    """Batches of other sizes round differently."""
+    out = tmp_path / "s.nc"
+    with monkeypatch.context() as patched:
+        patched.setattr("landscapex.engine.eager.choose_layout", lambda *_, **__: Layout(3))
+        interrupted(out, 2)
+    resumed = small(out=out).provenance
+    assert resumed["recorded"]["layout"]["batch"] == 3
+    assert not [note for note in resumed["notes"] if "layout" in note or "batches" in note]
+    assert small().provenance["recorded"]["layout"]["batch"] != 3
 
 
 def test_a_resumed_run_takes_the_threads_of_its_journal(tmp_path):

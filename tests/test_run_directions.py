@@ -11,6 +11,7 @@ import reference
 import torch
 
 import landscapex as lx
+from landscapex.curvature import lanczos
 from landscapex.errors import DirectionError, ResumeMismatchError
 
 QUIET = {"progress": False}
@@ -55,6 +56,18 @@ def test_an_axis_reaches_where_its_curvature_doubles_the_loss():
     result = lx.surface(quadratic(), directions="hessian", points=3, **QUIET)
     for axis, value in zip(result.axes, (12.0, 2.0), strict=True):
         assert axis.values == pytest.approx([-np.sqrt(60 / value), 0.0, np.sqrt(60 / value)])
+
+
+def test_the_search_for_eigenvectors_starts_from_the_seed_of_the_run(monkeypatch):
+    seeds, search = [], lanczos.eigenpairs
+
+    def watched(*arguments, **options):
+        seeds.append(options["seed"])
+        return search(*arguments, **options)
+
+    monkeypatch.setattr(lanczos, "eigenpairs", watched)
+    lx.line(quadratic(), directions="hessian", points=2, seed=7, **QUIET)
+    assert seeds == [7]
 
 
 def test_eigenvectors_are_those_of_the_given_centre():

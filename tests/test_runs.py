@@ -160,6 +160,19 @@ def test_an_index_leads_nowhere_but_beside_it(tmp_path, weight_map, message):
         checkpoints.read(here)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"weights": {}}', "[" * 100_000, '{"weight_map": 3}'])
+def test_an_index_that_cannot_be_read_is_named(tmp_path, text):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(text)
+    with pytest.raises(CorruptFileError, match=f"{index} is not a readable index of weights"):
+        checkpoints.read(tmp_path)
+
+
+def test_the_tensors_of_several_files_are_counted(tmp_path):
+    lazily = checkpoints.open_lazily(hugging_face(tmp_path, 5, sharded=True))
+    assert len(lazily) == len(list(lazily)) == 2
+
+
 def test_lists_hold_states_modules_vectors_and_paths(tmp_path):
     save(tmp_path / "a.pt", 1)
     module = nn.Linear(3, 2)

@@ -26,9 +26,10 @@ from landscapex.errors import (
     ResumeMismatchError,
 )
 from landscapex.grids import filling
-from landscapex.storage import parts
+from landscapex.storage import journal, opening, parts
 from landscapex.storage.journal import Journal
 from landscapex.storage.journal_lines import parse
+from landscapex.storage.lock import FileLock
 
 EVERY = range(77)  # points of `small`
 
@@ -255,12 +256,12 @@ def test_a_part_that_was_joined_by_others_meanwhile_opens_the_result(tmp_path, m
     whole = tmp_path / "whole.nc"
     small(out=whole)
 
-    def joined_meanwhile(path):
+    def joined_meanwhile(path, **options):
         if path.name.endswith("shard0of2") and whole.exists():
             for journal in tmp_path.glob("*.journal.*"):
                 journal.unlink()
             whole.rename(out)
-        return read(path)
+        return read(path, **options)
 
     monkeypatch.setattr(parts, "read_file", joined_meanwhile)
     assert lx.merge(out).equals(small())
@@ -278,19 +279,98 @@ def test_what_a_process_left_that_died_after_the_join_is_deleted(tmp_path):
     assert names(tmp_path) == ["s.nc"]
 
 
-def test_a_journal_that_vanishes_at_the_start_is_no_error(tmp_path, monkeypatch):
+@pytest.mark.parametrize("look", [1, 2])  # the first is for threads and batches
+def test_a_journal_that_vanishes_at_the_start_is_no_error(tmp_path, monkeypatch, look):
     """Somebody else joined it, between the look for it and the look into it."""
     out, read, looks = tmp_path / "s.nc", parts.read_file, itertools.count(1)
     small(out=out, shard=(0, 2))
 
-    def vanishing(path):
-        if next(looks) == 2:  # the first is for threads and batches
+    def vanishing(path, **options):
+        if next(looks) == look:
             path.unlink()
-        return read(path)
+        return read(path, **options)
 
     monkeypatch.setattr(parts, "read_file", vanishing)
     assert small(out=out).equals(small())
-    assert next(looks) > 2
+    assert next(looks) > look
+
+
+def test_what_a_run_takes_over_is_read_without_its_points(tmp_path, monkeypatch):
+    out, read = tmp_path / "s.nc", []
+    small(out=out, shard=(0, 2))
+    path = tmp_path / "s.nc.journal.shard0of2"
+    header = parse(path.read_bytes(), path).header
+    monkeypatch.setattr(
+        parts, "parse", lambda data, path: (read.append(data), parse(data, path))[1]
+    )
+    (tmp_path / "s.nc.journal").write_bytes(b"")
+    assert parts.read_header(out) == header
+    parts.remove_journals(out, header)
+    assert names(tmp_path) == []
+    assert read == 2 * [read[0]]
+    assert read[0].count(b"\n") == 1
+    assert parts.read_header(out) is None
+
+
+def test_nobody_else_joins_while_a_whole_run_is_put_away(tmp_path, monkeypatch):
+    out, save, seen = tmp_path / "s.nc", lx.Surface.save, []
+
+    def saving(self, path):
+        with pytest.raises(OutputError, match="two runs at once: this very process"):
+            FileLock(tmp_path / "s.nc.lock", out)
+        seen.append(names(tmp_path))
+        return save(self, path)
+
+    monkeypatch.setattr(lx.Surface, "save", saving)
+    small(out=out)
+    assert seen == [["s.nc.journal", "s.nc.lock"]]
+    assert names(tmp_path) == ["s.nc"]
+
+
+def test_who_waited_to_join_looks_again_at_what_is_there(tmp_path, monkeypatch):
+    """The run that he found complete was joined and deleted, and another has begun."""
+    out, exclusive = tmp_path / "s.nc", opening._exclusive
+    for i in range(2):
+        small(out=tmp_path / f"{i}.nc", shard=(i, 2))
+        kept = tmp_path / f"{i}.nc.journal.shard{i}of2"
+        kept.rename(tmp_path / f"s.nc.journal.shard{i}of2")
+
+    def waiting(result):
+        monkeypatch.undo()
+        for path in tmp_path.iterdir():
+            path.unlink()
+        interrupted(out, 1, seed=1)
+        return exclusive(result)
+
+    monkeypatch.setattr(opening, "_exclusive", waiting)
+    with pytest.warns(LandscapexWarning, match="are still missing"):
+        assert lx.merge(out).provenance["seed"] == 1
+    assert names(tmp_path) == ["s.nc.journal"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "step"), [(journal, "read_file"), (journal.os, "truncate"), (journal.os, "open")]
+)
+def test_a_journal_that_is_joined_while_its_run_goes_on_begins_anew(
+    tmp_path, monkeypatch, owner, step
+):
+    """Between any two looks at it; the points are in the result by then."""
+    path = storage.begun(tmp_path / "s.nc", 8)
+    do = getattr(owner, step)
+
+    def joined_just_now(given, *arguments):
+        if given == path:
+            monkeypatch.undo()
+            path.unlink()
+        return do(given, *arguments)
+
+    monkeypatch.setattr(owner, step, joined_just_now)
+    with Journal.open(tmp_path / "s.nc", storage.HEADER) as opened:
+        assert not opened.done.any()
+        storage.fill(opened, storage.VALUES)
+    _, done, values = parts.read_journals(tmp_path / "s.nc")
+    assert done.all()
+    assert np.array_equal(values, storage.VALUES, equal_nan=True)
 
 
 def test_without_resume_a_part_starts_over_and_nothing_is_joined(tmp_path):

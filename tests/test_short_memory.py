@@ -29,16 +29,20 @@ KINDS = {
         "memory: you tried to allocate 800 bytes. Error code 12 (Cannot allocate memory)"
     ),
     "C++": lambda: RuntimeError("std::bad_alloc"),
+    "oneDNN": lambda: RuntimeError("could not create a primitive"),
     "python": MemoryError,
 }
+
+
+TOGETHER = {True: lambda x: x.mean(0), "first": lambda x: x[0], "last": lambda x: x[-1]}
 
 
 class Greedy(nn.Module):
     """Has room for so many samples, from its ``after``-th call on."""
 
-    def __init__(self, room=math.inf, *, after=0, kind="device", together=False):
+    def __init__(self, room=math.inf, *, after=0, kind="device", together=False, inner=None):
         super().__init__()
-        self.inner = models.mlp(3, 4, 2)
+        self.inner = models.mlp(3, 4, 2) if inner is None else inner
         self.memory = {"room": room, "after": after, "kind": kind, "calls": 0, "seen": []}
         self.together = together
 
@@ -48,8 +52,10 @@ class Greedy(nn.Module):
             if len(x) > self.memory["room"]:
                 raise KINDS[self.memory["kind"]]()
             self.memory["seen"].append(len(x))
-        x = x - x.mean(0) if self.together else x
-        return self.inner(x)
+        return self.scores(x)
+
+    def scores(self, x):
+        return self.inner(x - TOGETHER[self.together](x) if self.together else x)
 
 
 def data(*sizes):
@@ -64,7 +70,7 @@ def surface(model, sizes=(16, 16, 7), loss="cross_entropy", **options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("room", "chosen"), [(15, 8), (7, 4), (3, 2)])
+@pytest.mark.parametrize(("room", "chosen"), [(15, 8), (7, 4), (3, 2), (2, 2)])
 def test_fault_20_batches_are_halved_until_there_is_room(kind, room, chosen):
     model = Greedy(room, kind=kind)
     before = reference.everything(model)
@@ -139,6 +145,35 @@ def test_fault_20_batches_that_cannot_be_cut_are_an_error_that_helps(together, l
     refused(objective, "with batches of 16 samples. They are not cut")
 
 
+@pytest.mark.parametrize("together", TOGETHER)
+@pytest.mark.parametrize("room", [2, 3])
+def test_fault_20_samples_that_meet_are_found_with_little_room(together, room):
+    """Neither a first nor a last sample that others are compared with passes for alone."""
+    objective = lx.Objective(Greedy(room, together=together), data(16), "cross_entropy")
+    refused(objective, "because samples may meet in this model or loss: pass smaller batches.")
+
+
+def test_fault_20_data_of_two_samples_can_be_cut():
+    """Memory was short for a moment, and two can be tried together."""
+
+    class Once(Greedy):
+        def forward(self, x):
+            if not self.memory["calls"]:
+                self.memory["calls"] += 1
+                raise MemoryError
+            return super().forward(x)
+
+    with pytest.warns(LandscapexWarning, match="1 samples go through"):
+        found = surface(Once(), (2,))
+    np.testing.assert_allclose(found.loss, surface(Greedy(), (2,)).loss, rtol=1e-6)
+
+
+def test_fault_20_what_oneDNN_cannot_do_is_no_want_of_memory():
+    said = "could not create a primitive descriptor for the matmul primitive."
+    assert not memory.is_short(RuntimeError(said))
+    assert not memory.is_short(ValueError("could not create a primitive"))
+
+
 def test_fault_20_no_room_for_one_sample_is_an_error_that_helps():
     model = Greedy(5)
     objective = lx.Objective(model, data(16), "cross_entropy")
@@ -177,14 +212,116 @@ def test_batches_that_are_not_of_samples_stay_whole():
     assert piece is batch
 
 
-def test_fault_20_batch_statistics_are_those_of_whole_batches():
-    class Normalised(Greedy):
-        def __init__(self, room):
-            super().__init__(room)
-            self.inner = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+def normalised(room=math.inf):
+    def layers():
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
-    objective = lx.Objective(Normalised(10), data(16), "cross_entropy", bn="batch")
-    refused(objective, "samples may meet in this model or loss: pass smaller batches")
+    return Greedy(room, inner=models.seeded(layers))
+
+
+@pytest.mark.parametrize(
+    ("bn", "why"),
+    [
+        ("batch", "bn='batch' normalises by whole batches"),
+        ("recompute", "bn='recompute' averages over whole batches"),
+    ],
+)
+def test_fault_20_batch_statistics_are_those_of_whole_batches(bn, why):
+    objective = lx.Objective(normalised(10), data(16), "cross_entropy", bn=bn)
+    refused(
+        objective,
+        f"with batches of 16 samples. They are not cut into smaller ones, because {why}: ",
+    )
+
+
+@pytest.mark.parametrize("bn", ["eval", "batch", "recompute"])
+def test_fault_20_batches_are_cut_where_no_norm_looks_at_them(bn):
+    """Running statistics are those of any batch; without norms, `bn` means nothing."""
+    model = normalised if bn == "eval" else Greedy
+    with pytest.warns(LandscapexWarning, match="8 samples go through"):
+        found = lx.Objective(model(10), data(16), "cross_entropy", bn=bn).loss()
+    expected = lx.Objective(model(), data(16), "cross_entropy", bn=bn).loss()
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+class Wide(Greedy):
+    """Looks at the first three columns."""
+
+    def forward(self, x):
+        return super().forward(x[:, :3])
+
+
+def test_fault_20_of_several_data_the_ones_that_cannot_be_cut_are_named():
+    """Those before them were cut down to single samples, which gave no room."""
+    (x, y), (_, z) = data(16, 16)
+    mixed = [(x, y), (torch.cat([x, x], 1), z)]
+    objective = lx.Objective(Wide(10), data(8), "cross_entropy", datasets={"test": mixed})
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        objective.loss()
+    where, said = [note for note in caught.value.__notes__ if note.startswith("landscapex: ")]
+    assert where == "landscapex: in batch 0 of test"
+    assert "with batches of 16 samples" in said
+    assert "because not all of `test` are tensors of samples of one shape: pass" in said
+
+
+# ---------------------------------------------------------------- gradients
+
+
+class Kept(Greedy):
+    """Has room for so many samples where activations are kept, and for any number elsewhere."""
+
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            return super().forward(x)
+        return self.scores(x)
+
+
+def test_fault_20_gradients_are_summed_over_pieces_for_which_there_is_room():
+    sizes = (16, 5)
+    model = Kept(7)
+    before = reference.everything(model)
+    objective = lx.Objective(model, data(*sizes), "cross_entropy", weight_decay=0.1)
+    message = "memory is short: gradients are of 4 samples at a time"
+    with pytest.warns(LandscapexWarning, match=message) as caught:
+        found = objective.gradient()
+    assert len(caught) == 1
+    assert model.memory["seen"] == [4, 4, 4, 4, 4, 1]
+    expected = lx.Objective(Kept(), data(*sizes), "cross_entropy", weight_decay=0.1).gradient()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert reference.changes(before, reference.everything(model)) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(objective.gradient(), found)  # what it has learnt it keeps
+        losses = lx.surface(objective, **QUIET)  # which need less
+    assert losses.provenance["notes"] == []
+    assert losses.provenance["recorded"] == surface(Kept(), sizes).provenance["recorded"]
+    assert model.memory["seen"] == 2 * [4, 4, 4, 4, 4, 1]
+
+
+def test_fault_20_what_an_evaluation_has_learnt_a_gradient_knows():
+    objective = lx.Objective(Greedy(7), data(16), "cross_entropy")
+    with pytest.warns(LandscapexWarning, match="4 samples"):
+        objective.loss()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        objective.gradient()
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "advice"),
+    [
+        (Kept(7, together=True), "cross_entropy", "because samples may meet in this model or loss"),
+        (Kept(7), own_loss, "because samples may meet in this model or loss"),
+        (Kept(0), "cross_entropy", "memory is short with one sample at a time."),
+    ],
+)
+def test_fault_20_a_gradient_without_room_is_an_error_that_helps(model, loss, advice):
+    before = reference.everything(model)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory") as caught:
+        lx.Objective(model, data(16), loss).gradient()
+    (said,) = [note for note in caught.value.__notes__ if "memory is short" in note]
+    assert advice in said
+    assert reference.changes(before, reference.everything(model)) == []
 
 
 def test_fault_20_a_failed_evaluation_holds_nothing_while_the_next_one_runs():

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import stat
 from pathlib import Path
 
@@ -95,12 +96,45 @@ def test_a_result_is_on_the_disk_before_it_takes_its_name_and_so_is_the_name(
     def record_replace(source: Path, target: Path) -> None:
         events.append("replace")
         assert source.read_bytes().startswith(store.MAGIC)
+        assert re.fullmatch(rf"{target.name}\.{os.getpid()}\.\d+\.tmp", source.name)
         rename(source, target)
 
     monkeypatch.setattr(os, "fsync", record_fsync)
     monkeypatch.setattr(os, "replace", record_replace)
     store.write_dataset(dataset, out)
     assert events == ["file", "replace", "folder"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES])
+def test_file_systems_that_cannot_sync_folders_hold_results(out, dataset, monkeypatch, code):
+    fail_for_folders(monkeypatch, code)
+    store.write_dataset(dataset, out)
+    assert store.read_dataset(out).identical(dataset)
+
+
+def test_a_folder_that_the_disk_fails_to_sync_is_an_error(out, dataset, monkeypatch):
+    fail_for_folders(monkeypatch, errno.EIO)
+    with pytest.raises(OutputError, match=r"could not be written: .*bytes are needed") as caught:
+        store.write_dataset(dataset, out)
+    assert caught.value.errno == errno.EIO
+
+
+def fail_for_folders(monkeypatch, code: int) -> None:
+    """Let fsync(2) fail for folders."""
+    fsync = os.fsync
+
+    def fails(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails)
+
+
+def test_what_cannot_be_read_is_not_replaced(tmp_path):
+    with pytest.raises(OutputError, match="could not be read: Is a directory") as caught:
+        store.check_replaceable(tmp_path)
+    assert caught.value.errno == errno.EISDIR
 
 
 def test_the_same_dataset_gives_the_same_bytes(tmp_path, dataset):
@@ -127,6 +161,15 @@ def test_attributes_may_be_longer_than_hdf5_likes(out):
     text = json.dumps({"notes": ["ü" * 300_000]})
     store.write_dataset(xr.Dataset(attrs={"provenance": text}), out)
     assert store.read_dataset(out).attrs["provenance"] == text
+
+
+@pytest.mark.parametrize(("entries", "chunks"), [(4, (1, 5)), (10, (2, 5)), (99, (3, 5))])
+def test_checksums_are_of_one_chunk_or_of_slabs(out, dataset, monkeypatch, entries, chunks):
+    monkeypatch.setattr(store, "_CHUNK_ENTRIES", entries)
+    store.write_dataset(dataset, out)
+    with h5py.File(out) as file:
+        assert file["loss"].chunks == chunks
+        assert file["scale"].chunks is None
 
 
 def test_large_variables_are_stored_in_slabs(out):

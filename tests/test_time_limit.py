@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 
@@ -48,6 +49,7 @@ def test_a_limit_is_written_as_batch_systems_write_it(days, hours, minutes, seco
 
 def test_no_limit_is_none():
     assert parse_time_limit(None) is None
+    assert parse_time_limit(0.25) == parse_time_limit("0.25") == 0.25
     assert Deadline(Quiet(), None, 0.0).room(1e9) == np.inf
 
 
@@ -135,6 +137,21 @@ def test_the_limit_counts_from_the_call(tmp_path, monkeypatch):
     assert not partial.evaluated.any()
     assert lx.open(out).shape == (7, 11)
     assert small(out=out).complete
+
+
+def test_fault_30_a_run_that_was_stopped_for_a_while_uses_the_time_that_is_left(monkeypatch):
+    """Ten minutes for one point are no reason to leave seven minutes to nobody."""
+    monotonic, slept, calls = time.monotonic, [0.0], itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + slept[0])
+    monkeypatch.setattr(filling, "BLOCK_SECONDS", 0.0)  # one point after the other
+
+    def stopped_once(m, batch):
+        if next(calls) == 20:
+            slept[0] += 600
+        return mse(m, batch)
+
+    result = lx.line(models.mlp(3, 4, 1), BATCH, stopped_once, points=40, time_limit=1020, **QUIET)
+    assert result.complete
 
 
 def test_no_point_begins_that_there_is_no_time_for():

@@ -107,6 +107,8 @@ PYBIND11_MODULE(LX_DEVICE_MODULE, m) {
   // local: the library for CUDA and its emulation are used side by side
   py::class_<DeviceProgram>(m, "DeviceProgram", py::module_local())
       .def(py::init(&lx::make), "lanes"_a, "description"_a, "math"_a = "fp32", "block_bytes"_a = 0)
+      .def_property_readonly_static(
+          "weights_of_block", [](const py::object&) { return DeviceProgram::kWeightsOfBlock; })
       .def("tables", &lx::tables)
       .def("bind", &lx::bind, "tables"_a, "kinds"_a, "sizes"_a, "num_sets"_a)
       .def("placed", &lx::placed)

@@ -12,7 +12,6 @@ namespace {
 constexpr int64_t kAlign = 16;    // floats
 constexpr int64_t kRegion = 256;  // bytes: where parts of a workspace begin
 
-constexpr int64_t kWeightsOfBlock = 1 << 15;  // floats
 constexpr Numbers kKinds[] = {Numbers::moving, Numbers::fixed, Numbers::per_point};
 
 int64_t aligned(int64_t floats) { return (floats + kAlign - 1) / kAlign * kAlign; }

@@ -45,6 +45,9 @@ struct DeviceCall {
 
 class DeviceProgram {
  public:
+  // Weights that every block of a network in blocks can read again, at most.
+  static constexpr int64_t kWeightsOfBlock = 1 << 15;  // floats
+
   // `block_bytes` of shared memory can be had by one block.
   DeviceProgram(int64_t lanes, Description description, Math math, int64_t block_bytes);
 

@@ -30,7 +30,7 @@ lx.plot.interpolation(way, column=["loss", "test_loss"])
 # %%
 # The part of the images that are misclassified, on the same way:
 
-lx.plot.line(way, column=["error", "test_error"], scale="linear")
+lx.plot.line(way, column=["error", "test_error"])
 
 # %%
 # **What is seen.** A wall: half way between two networks that are right on (almost) all of their

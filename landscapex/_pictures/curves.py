@@ -21,6 +21,7 @@ from landscapex._pictures.panel import (
     best_word,
     center_value,
     hole_texts,
+    kind_for,
     plain,
     wrapped,
 )
@@ -78,7 +79,7 @@ def draw_curves(
     Returns:
         Legend entries.
     """
-    fitted = choose([s[c] for s in surfaces for c in columns], scale)
+    fitted = choose([s[c] for s in surfaces for c in columns], kind_for(columns, scale))
     several = len(surfaces) > 1
     handles: list[Artist] = []
     for i, surface in enumerate(surfaces):

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from landscapex._pictures.curves import COLORS, STYLES, draw_curves
 from landscapex._pictures.layout import Picture, add_header
-from landscapex._pictures.panel import GREEK, check_column, check_surfaces, plain
+from landscapex._pictures.panel import GREEK, check_column, check_surfaces, kind_for, plain
 from landscapex._pictures.scale import Scale, check_kind, choose, number_text
 from landscapex.errors import ArgumentError
 
@@ -65,7 +65,7 @@ def interpolation(
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
     whole = figure.add_subplot(grid[0, :])
     handles = _legend(draw_curves(whole, lines, columns, names, scale), lines, columns, names)
-    fitted = choose([s[c] for s in lines for c in columns], scale)
+    fitted = choose([s[c] for s in lines for c in columns], kind_for(columns, scale))
     handles += _draw_chords(whole, lines, columns, fitted)
     if any(min(s.axes[0].values) <= 1 <= max(s.axes[0].values) for s in lines):
         whole.axvline(1, color="0.55", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from landscapex._pictures.contours import colors_for, line_colors, shades
-from landscapex._pictures.panel import Panel, equal_aspect, sign_matters, wrapped
+from landscapex._pictures.panel import Panel, equal_aspect, kind_for, sign_matters, wrapped
 from landscapex._pictures.scale import Scale, choose, number_text
 from landscapex.errors import ArgumentError, ArgumentTypeError
 
@@ -81,6 +81,7 @@ def fit_scale(
         ArgumentError: The scale is unknown, or it or the levels cannot be used for these values.
     """
     signed = any(sign_matters(p.column) for p in panels)
+    kind = kind_for([p.column for p in panels], kind)
     whole = choose([p.values for p in panels], kind, signed=signed)
     if levels is None or isinstance(levels, int | np.integer):
         count = _DEFAULT_LEVELS if levels is None else int(levels)

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from landscapex._pictures.scale import Scale, number_text
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.grids.results import Surface
+from landscapex.losses.metrics import BUILT_IN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from landscapex.storage.store import AxisInfo
 
@@ -116,6 +117,18 @@ def best_word(column: str) -> str:
     return {"loss": "minimum", "error": "minimum", "accuracy": "maximum", "top5": "maximum"}.get(
         quantity, ""
     )
+
+
+def kind_for(columns: Iterable[str], kind: str) -> str:
+    """The kind of scale for columns that share one: "auto" is linear for fractions of samples.
+
+    Their ends are known to everybody, and a logarithm would stretch the one near 0.
+
+    Returns:
+        "linear", or `kind` itself.
+    """
+    fractions = all(c.rsplit("_", 1)[-1] in BUILT_IN for c in columns)
+    return "linear" if kind == "auto" and fractions else kind
 
 
 def sign_matters(column: str) -> bool:
@@ -299,7 +312,7 @@ def check_column(surface: Surface, column: str) -> None:
     Raises:
         ArgumentError: There is no such column.
     """
-    if column not in surface.columns:
+    if not isinstance(column, str) or column not in surface.columns:
         raise ArgumentError(
             f"`column` must be one of {', '.join(surface.columns)}, got {column!r}."
         )

@@ -105,7 +105,8 @@ class Scale:
         if first < last:
             return first, last
         room = 0.05 * abs(first) or 0.5
-        return first - room, last + room
+        largest = float(np.finfo(np.float64).max)
+        return max(first - room, -largest), min(last + room, largest)
 
     def texts(self, places: ArrayLike) -> list[str]:
         """The values at `places` of the drawn scale, with digits enough to tell them apart."""
@@ -272,7 +273,7 @@ def _threshold(values: NDArray[np.float64]) -> float:
         return 1.0
     largest = float(sizes.max())
     wanted = min(max(float(np.quantile(sizes, 0.1)), 1e-12 * largest), 0.1 * largest)
-    return max(float(f"1e{math.floor(math.log10(wanted))}"), 1e-300)
+    return float(f"1e{math.floor(math.log10(max(wanted, 1e-300)))}")
 
 
 def _offset(low: float, high: float) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscapex.curvature.replacements import Replacements
-from landscapex.engine.eager import precision_context
+from landscapex.engine.precision import precision_context
 from landscapex.errors import LossError, ModelChangedError
 from landscapex.model.parameters import ParameterSpace
 

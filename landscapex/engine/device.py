@@ -25,7 +25,6 @@ from landscapex.engine.program import Program
 
 _TENSOR_CORES = (8, 0)  # compute capability that has those of bf16 and TF32
 _LANES = (128, 64, 32, 16)  # of a tile
-_LIGHT_WEIGHTS = 1 << 15  # `kWeightsOfBlock` of csrc/program/device_program.cpp
 _WASTE = 1.05  # times the fewest lanes that tiles can have: larger tiles are worth as much
 _CHUNK = 4  # times the cache: what a cell works in, of which a step needs a part at a time
 _MOST_POINTS = 256  # of one call
@@ -138,7 +137,8 @@ class DeviceBackend:
         """Samples per tile: many, without much waste in the last tile; see `Backend.lanes`."""
         # two cells of a tiny network have room in the shared memory of one multiprocessor
         per_lane = made.native.arena_floats / 16
-        light = math == "fp32" and sum(w.size for w in program.weights) <= _LIGHT_WEIGHTS
+        weights = sum(w.size for w in program.weights)
+        light = math == "fp32" and weights <= made.native.weights_of_block
         small = [n for n in _LANES if light and 8 * per_lane * n <= self.about.block_bytes]
         choices = small or _LANES
         taken = {lanes: -(-samples // lanes) * lanes for lanes in choices}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -19,7 +20,8 @@ from landscapex.batches import FrozenBatches
 from landscapex.engine import memory
 from landscapex.engine.layout import Layout, choose_layout, samples_are_separate
 from landscapex.engine.onednn import covered_linear
-from landscapex.errors import ArgumentError, DataError, EmptyDataError, LossError
+from landscapex.engine.precision import precision_context
+from landscapex.errors import DataError, EmptyDataError, LossError
 from landscapex.grids.grid import AXIS_NAMES
 from landscapex.interrupts import Abandon
 from landscapex.losses.measure import Measure
@@ -29,8 +31,11 @@ from landscapex.model.guard import Snapshot
 from landscapex.model.parameters import ParameterSpace, Steps
 
 BN_MODES = ("eval", "recompute", "batch")
-PRECISIONS = ("model", "fp32", "tf32", "bf16x3", "bf16")
 _ONE_VALUE = "Expected more than 1"  # value, or spatial element; so torch begins
+_WHOLE = {
+    "batch": "bn='batch' normalises by whole batches",
+    "recompute": "bn='recompute' averages over whole batches",
+}
 _COMMON_SEED = 0  # stochastic losses see the same draws at every point
 
 log = logging.getLogger("landscapex")
@@ -110,6 +115,7 @@ class EagerEngine:
         self.columns: tuple[str, ...] | None = None
         self.totals: dict[str, Totals] = {}
         self.recording: Replayed | None = None
+        self._at = next(iter(self.data))  # the data that are being evaluated
         self._norms = batch_norms(space.model)
         trained = {id(m) for m in self._norms} if bn == "batch" else set()
         self._flags = [(m, id(m) in trained) for m in space.model.modules()]
@@ -201,9 +207,11 @@ class EagerEngine:
             try:
                 values = self._here(stop)
                 break
-            except Exception as error:  # half as many samples at a time, and half again
-                if not memory.is_short(error) or not self._take_less(error):
+            except Exception as error:
+                most = self._fewer(error, self.laid_out, self.layout.most)
+                if most is None:
                     raise
+                self.layout = replace(self.layout, most=most)
         if self.layout.most != before:
             warn(f"memory is short: {self.layout.most} samples go through the model at a time.")
         return values
@@ -221,24 +229,34 @@ class EagerEngine:
             self._settle(names)
         return values
 
-    def _take_less(self, error: Exception) -> bool:
-        """Let half as many samples go through the model at a time; False if that cannot be."""
-        memory.let_go(error, self.space.device)
-        first = next(iter(self.laid_out.values()))
-        largest = max(size for batches in self.laid_out.values() for size in batches.sizes)
-        most = min(self.layout.most or largest, largest)
-        separate = self.layout.most is not None or self._samples_are_separate(first)
-        if most == 1 or not separate:
-            error.add_note(memory.advice(most, self.space.device, separate=separate))
-            return False
-        self.layout = replace(self.layout, most=-(-most // 2))
-        return True
+    def _fewer(
+        self, error: Exception, data: Mapping[str, FrozenBatches], before: int | None
+    ) -> int | None:
+        """Half as many samples at a time as before; None if that does not help against an error."""
+        if not memory.is_short(error):
+            return None
+        device = self.space.device
+        memory.let_go(error, device)
+        batches = data[self._at]
+        largest = max(batches.sizes)
+        most = min(before or largest, largest)
+        # where batches have been cut before, samples need not be tried again
+        whole = None if most == 1 else self._why_whole(batches, separate=before is not None)
+        if most == 1 or whole is not None:
+            error.add_note(memory.advice(most, device, whole))
+            return None
+        return -(-most // 2)
 
-    def _samples_are_separate(self, first: FrozenBatches) -> bool:
+    def _why_whole(self, batches: FrozenBatches, *, separate: bool) -> str | None:
+        """Why batches are not to be cut; None if they may be."""
         if self.bn != "eval" and self._norms:
-            return False
-        with self._draws(), torch.no_grad(), self._mode():
-            return samples_are_separate(self.space.model, self.measure, first)
+            return _WHOLE[self.bn]
+        if not batches.separable:
+            return f"not all of `{batches.name}` are tensors of samples of one shape"
+        if not separate:
+            with self._draws(), torch.no_grad(), self._mode():
+                separate = samples_are_separate(self.space.model, self.measure, batches)
+        return None if separate else "samples may meet in this model or loss"
 
     def _settle(self, names: tuple[str, ...]) -> None:
         """Take the names of the first point, which those of every other point must equal."""
@@ -265,6 +283,7 @@ class EagerEngine:
         names: tuple[str, ...] = ()
         model, most = self.space.model, self.layout.most
         for name, batches in self.laid_out.items():
+            self._at = name
             totals = self.totals[name] = Totals()
             b = 0
             try:  # not by way of `_terms`: beside a small network, a generator counts
@@ -274,9 +293,7 @@ class EagerEngine:
                     totals.add(self.measure(model, batch))
                     b += 1
             except Exception as error:
-                what = "batch" if most is None else "piece"  # of a batch that was cut
-                error.add_note(f"landscapex: in {what} {b} of {name}")
-                self._refuse_single_values(error)
+                self._say_where(error, b, name, most)
                 raise
             columns = totals.columns
             names = (*names, *[f"{name}_{c}" for c in columns]) if names else columns
@@ -287,17 +304,32 @@ class EagerEngine:
 
     def gradient(self, stop: Stop | None = None) -> Tensor:
         """Gradient of ``loss`` over the chosen parameters as they stand now, flat ``(P,)``."""
+        before = most = self.layout.most_in_gradients or self.layout.most
+        while True:
+            try:
+                gradient = self._gradient(most, stop)
+                break
+            except Exception as error:
+                most = self._fewer(error, self.data, most)
+                if most is None:
+                    raise
+        if most != before:
+            self.layout = replace(self.layout, most_in_gradients=most)
+            warn(f"memory is short: gradients are of {most} samples at a time.")
+        return gradient
+
+    def _gradient(self, most: int | None, stop: Stop | None) -> Tensor:
         wanted = [(e, p) for e, p in zip(self.space.entries, self.space.parameters, strict=True)]
         for _, p in wanted:
             p.requires_grad_(True)
         total = torch.zeros(self.space.size, dtype=torch.float64, device=self.space.device)
         weights = torch.zeros((), dtype=torch.float64, device=self.space.device)
-        batches = next(iter(self.data.items()))
+        name, batches = next(iter(self.data.items()))
         # cuDNN's recurrent layers have no backward pass in evaluation mode
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.space.model.modules())
         cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
         with self._draws(), torch.enable_grad(), self._mode(), cudnn:
-            for terms in self._terms(batches[1], batches[0], stop):
+            for terms in self._terms(name, batches, most, stop):
                 n = torch.as_tensor(terms.weight, dtype=torch.float64, device=total.device)
                 if n < 0:
                     raise LossError(f"The weight of a batch must be at least 0, got {float(n)}.")
@@ -320,20 +352,31 @@ class EagerEngine:
             total += self.weight_decay * self.space.gather().double()
         return total.to(self.space.dtype)
 
-    def _terms(self, batches: FrozenBatches, name: str, stop: Stop | None) -> Iterator[Terms]:
-        for b, batch in enumerate(batches):
+    def _terms(
+        self, name: str, batches: FrozenBatches, most: int | None, stop: Stop | None
+    ) -> Iterator[Terms]:
+        self._at = name
+        pieces = batches if most is None else memory.in_pieces(batches, most)
+        for b, batch in enumerate(pieces):
             if stop is not None:
                 stop.poll()
             try:
                 yield self.measure(self.space.model, batch)
             except Exception as error:
-                error.add_note(f"landscapex: in batch {b} of {name}")
-                self._refuse_single_values(error)
+                self._say_where(error, b, name, most)
                 raise
+
+    def _say_where(self, error: Exception, b: int, name: str, most: int | None) -> None:
+        """Note in which batch an evaluation ended, or piece of a batch that was cut."""
+        error.add_note(f"landscapex: in {'batch' if most is None else 'piece'} {b} of {name}")
+        self._refuse_single_values(error)
 
     def _refuse_single_values(self, error: Exception) -> None:
         """Say in our words that a channel with one value has no variance."""
         if self.bn == "eval" or not str(error).startswith(_ONE_VALUE):
+            return
+        passed = {id(f.f_locals.get("self")) for f, _ in traceback.walk_tb(error.__traceback__)}
+        if not any(id(norm) in passed for norm in self._norms):  # somebody else's words
             return
         refused = DataError(
             f"with bn={self.bn!r}, every batch must give batch norm more than one value per "
@@ -431,7 +474,7 @@ class EagerEngine:
                 m.momentum = 1.0 if m in instance else None
                 m.train()
             with torch.no_grad():
-                for k, _ in enumerate(self._terms(batches, name, None)):
+                for k, _ in enumerate(self._terms(name, batches, None, None)):
                     for m in instance:
                         m.momentum = 1.0 / (k + 2)
         finally:
@@ -443,43 +486,3 @@ class EagerEngine:
 def batch_norms(model: nn.Module) -> list[_NormBase]:
     """Modules that keep running statistics of their inputs."""
     return [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
-
-
-@contextlib.contextmanager
-def precision_context(precision: str, device: torch.device) -> Iterator[None]:
-    """Arithmetic of one evaluation; the global switches are put back."""
-    if precision == "bf16":
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            yield
-    elif precision in ("fp32", "tf32", "bf16x3"):  # of the last, PyTorch knows nothing
-        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before[0])
-            torch.backends.cudnn.allow_tf32 = before[1]
-    else:
-        yield
-
-
-def check_precision(precision: str, space: ParameterSpace) -> None:
-    """Refuse a precision that this model and device cannot have.
-
-    Raises:
-        ArgumentError: If the name is unknown or does not fit.
-    """
-    if precision not in PRECISIONS:
-        raise ArgumentError(
-            f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}."
-        )
-    dtypes = {e.dtype for e in space.entries}
-    if precision != "model" and dtypes != {torch.float32}:
-        names = ", ".join(sorted(str(d) for d in dtypes))
-        raise ArgumentError(
-            f"`precision` must be 'model' unless all parameters are float32, got {precision!r} "
-            f"for {names}."
-        )
-    if precision in ("tf32", "bf16x3") and space.device.type != "cuda":
-        raise ArgumentError(f"`precision={precision!r}` needs a CUDA device, got {space.device}.")

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from landscapex._batch import Batch, map_leaves, predict, tensor_leaves, to_channels_last
 from landscapex.batches import FrozenBatches
+from landscapex.engine import memory
 from landscapex.engine.onednn import linear_is_faster, linear_modules
 from landscapex.losses.measure import Measure
 from landscapex.losses.reductions import output_tensors
@@ -26,7 +27,8 @@ _CACHE_BYTES = 4 << 20  # of the largest activation of a batch
 _COPIED_BYTES = 1 << 30  # of data, at most, that are kept a second time
 _PROBED = 8  # samples
 _AGAIN = slice(3, 6)  # of these; neither the first nor the last, and no divisor as a number
-_FEWEST = 3  # samples that are probed where memory is short
+# samples that are probed where memory is short, and those that then go through the model alone
+_FEW = ((3, (1,)), (2, (0, 1)))
 _TOLERANCE = 1e-3  # relative; one sample in two batches, where samples do not meet
 
 
@@ -40,12 +42,15 @@ class Layout:
         onednn_linear: Whether oneDNN computes linear layers.
         most: Samples that go through the model at a time, at most: fewer than a batch where memory
             was short; None if it was not.
+        most_in_gradients: The same where activations are kept. It decides about no number that
+            others go on with, and is not recorded.
     """
 
     batch: int | None = None
     channels_last: bool = False
     onednn_linear: bool = False
     most: int | None = None
+    most_in_gradients: int | None = None
 
     def apply(self, batches: FrozenBatches) -> FrozenBatches:
         """Lay batches out.
@@ -66,7 +71,9 @@ class Layout:
 
     def recorded(self) -> dict[str, Any]:
         """What a journal keeps; ``Layout(**recorded)`` is the layout again."""
-        return asdict(self)
+        recorded = asdict(self)
+        del recorded["most_in_gradients"]
+        return recorded
 
 
 def choose_layout(
@@ -130,30 +137,42 @@ def _choose_batches(model: nn.Module, measure: Measure, first: FrozenBatches) ->
     return Layout(size, channels_last=same)
 
 
-def samples_are_separate(model: nn.Module, measure: Measure, first: FrozenBatches) -> bool:
+def samples_are_separate(model: nn.Module, measure: Measure, batches: FrozenBatches) -> bool:
     """Whether samples may go through the model in smaller batches than those of the user.
 
-    One sample goes through it twice: between two others, and alone.
+    One sample goes through it twice: between two others, and alone. Where there is no room for
+    three, two go through it together, and each of them alone.
 
     Args:
         model: In the mode of the evaluation.
         measure: The loss.
-        first: The batches.
+        batches: Any data.
 
     Returns:
-        False too if that cannot be found out.
+        False too if that cannot be found out: where there is room for one sample alone, say.
     """
-    if not measure.regroupable or not first.separable or first.num_samples < _FEWEST:
+    if not measure.regroupable or not batches.separable:
         return False
-    batch, called, alone = first.head(_FEWEST), _with_own_buffers(model), slice(1, 2)
-    try:
-        expected, found = (
-            list(output_tensors(predict(called, map_leaves(batch, itemgetter(s)), measure.name)[0]))
-            for s in (slice(_FEWEST), alone)
-        )
-    except Exception:  # whatever a model cannot do with fewer samples, it need not
-        return False
-    return _same_samples(expected, found, alone)
+    called = _with_own_buffers(model)
+
+    def outputs(batch: Batch) -> list[Tensor]:
+        return list(output_tensors(predict(called, batch, measure.name)[0]))
+
+    for count, alone in _FEW:
+        if batches.num_samples < count:
+            continue
+        try:
+            batch = batches.head(count)
+            expected = outputs(batch)
+            return all(
+                _same_samples(expected, outputs(map_leaves(batch, itemgetter(s))), s)
+                for s in (slice(k, k + 1) for k in alone)
+            )
+        except Exception as error:  # whatever a model cannot do with fewer samples, it need not
+            if not memory.is_short(error):
+                return False
+            memory.let_go(error, batches.device)
+    return False
 
 
 def batch_size(activation_bytes: int, parameter_bytes: int) -> int:

@@ -11,6 +11,8 @@ import torch
 from landscapex._batch import Batch, form, map_leaves, sample_count
 
 _SAID_BY = ("DefaultCPUAllocator: can't allocate memory", "std::bad_alloc")
+# all that oneDNN says; what it cannot do at all is a "primitive descriptor" of this or that
+_SAID_BY_ONEDNN = ("could not create a primitive", "could not create a memory object")
 
 
 def is_short(error: Exception) -> bool:
@@ -24,7 +26,10 @@ def is_short(error: Exception) -> bool:
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID_BY)
+    if not isinstance(error, RuntimeError):
+        return False
+    said = str(error)
+    return said in _SAID_BY_ONEDNN or any(part in said for part in _SAID_BY)
 
 
 def let_go(error: Exception, device: torch.device) -> None:
@@ -62,13 +67,13 @@ def in_pieces(batches: Iterable[Batch], most: int | None) -> Iterator[Batch]:
             yield map_leaves(batch, itemgetter(slice(start, start + most)))
 
 
-def advice(most: int, device: torch.device, *, separate: bool) -> str:
+def advice(most: int, device: torch.device, whole: str | None) -> str:
     """What to say to who gets the error all the same.
 
     Args:
         most: Samples that went through the model at a time.
         device: Of the model.
-        separate: Whether samples could have gone through it one by one.
+        whole: Why they cannot go through it in smaller numbers; None if it was one alone.
 
     Returns:
         A line.
@@ -76,9 +81,9 @@ def advice(most: int, device: torch.device, *, separate: bool) -> str:
     peak = ""
     if device.type == "cuda":
         peak = f"; {torch.cuda.max_memory_allocated(device):,} bytes were in use at most"
-    if separate:
+    if whole is None:
         return f"landscapex: memory is short with one sample at a time{peak}."
     return (
         f"landscapex: memory is short with batches of {most} samples{peak}. They are not cut into "
-        "smaller ones, because samples may meet in this model or loss: pass smaller batches."
+        f"smaller ones, because {whole}: pass smaller batches."
     )

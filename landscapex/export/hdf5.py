@@ -6,6 +6,7 @@ an error of ours, where the library would take Python down with it.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -31,6 +32,7 @@ Numbers = NDArray[Any]
 
 SUFFIXES: Final = (".h5", ".hdf5")
 MARK: Final = b"landscapex export; the rest is HDF5\n"
+ABOUT: Final = "landscapex"  # dataset with what the formats have no place for, as JSON
 _USER_BLOCK: Final = 512
 
 
@@ -44,7 +46,7 @@ def write_bytes(fill: Callable[[h5py.File], None]) -> bytes:
         The contents; a user block in front, which HDF5 skips, says who wrote them.
     """
     buffer = io.BytesIO()
-    # Since HDF5 1.8 what describes the arrays has checksums, too.
+    # Since HDF5 1.8 most of what describes the arrays has checksums, too; not where they are.
     version = ("v108", "v108")
     with h5py.File(
         buffer, "w", userblock_size=_USER_BLOCK, track_order=True, libver=version
@@ -67,6 +69,35 @@ def put(group: h5py.Group, name: str, values: Numbers) -> None:
         group.create_dataset(name, data=values, fletcher32=True)
 
 
+def put_about(file: h5py.File, about: Mapping[str, Any]) -> None:
+    """Add what `Contents.about` will find.
+
+    Args:
+        file: Where to.
+        about: Made of JSON values.
+    """
+    put(file, ABOUT, np.array([json.dumps(about).encode()]))
+
+
+def digest(arrays: Mapping[str, Numbers]) -> str:
+    """What tells whether numbers are those that were written.
+
+    The checksums of HDF5 do not: it takes an array for zeros whose place in the file is damaged.
+
+    Args:
+        arrays: By name, in any order.
+
+    Returns:
+        SHA-256 of names, shapes, types and values, in hexadecimal.
+    """
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        values = arrays[name]
+        total.update(repr((name, values.shape, values.dtype.str)).encode())
+        total.update(values.tobytes())
+    return total.hexdigest()
+
+
 @dataclass(frozen=True)
 class Contents:
     """What a file and its groups hold.
@@ -74,10 +105,24 @@ class Contents:
     Attributes:
         arrays: Numbers, by path ("xdirection/0"), in the order of the file.
         texts: By path.
+        ours: Whether landscapex wrote the file; others may have added to it.
     """
 
     arrays: dict[str, Numbers]
     texts: dict[str, str]
+    ours: bool
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What `put_about` wrote; nothing if the file is not of landscapex.
+
+        Raises:
+            CorruptFileError: If it is, and has nothing to say.
+        """
+        about = dict(json.loads(self.texts.get(ABOUT) or "{}"))
+        if self.ours and not about:
+            raise CorruptFileError(f"it must hold the text {ABOUT!r}")
+        return about
 
     def array(self, path: str) -> Numbers:
         """Numbers that have to be there.
@@ -134,6 +179,8 @@ def read(path: str | os.PathLike[str], what: str, make: Callable[[Contents], T])
 
 def _contents(source: Path) -> Contents:
     """What the process that reads the file found in it."""
+    with source.open("rb") as file:
+        ours = file.read(len(MARK)) == MARK
     command = [sys.executable, "-P", hdf5_reader.__file__, str(source)]
     # It has to find the same packages, wherever this process has them from.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -153,4 +200,4 @@ def _contents(source: Path) -> Contents:
         with np.load(out, allow_pickle=False) as found:
             names = json.loads(found["names"].tobytes())
             arrays = {path: found[f"a{k}"] for k, path in enumerate(names["arrays"])}
-    return Contents(arrays, names["texts"])
+    return Contents(arrays, names["texts"], ours)

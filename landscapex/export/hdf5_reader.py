@@ -20,7 +20,7 @@ from typing import IO, Any, Final
 import h5py
 import numpy as np
 
-SECONDS: Final = 5.0  # for any file, and one more for every so many bytes
+SECONDS: Final = 3.0  # for any file, and one more for every so many bytes
 BYTES_PER_SECOND: Final = 10_000_000
 _DEFLATED: Final = 1100  # bytes that one byte of a file can stand for, at most
 

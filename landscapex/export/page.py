@@ -29,6 +29,7 @@ from landscapex._pictures.panel import (
     center_value,
     check_column,
     hole_texts,
+    kind_for,
     plain,
     wrapped,
 )
@@ -148,7 +149,7 @@ def figure(
     check_result(surface)
     check_column(surface, column)
     values = surface[column]
-    fitted = choose([values], scale)
+    fitted = choose([values], kind_for([column], scale))
     missing = hole_texts(values, surface.evaluated, fitted)
     if surface.ndim == 3:
         _check_volume(surface, missing)

@@ -7,6 +7,7 @@ of ten thousand units.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landscapex._extras import require
-from landscapex._pictures.panel import check_column
+from landscapex._pictures.panel import check_column, kind_for
 from landscapex._pictures.scale import Scale, choose
 from landscapex._pictures.trajectory import _check_plane
 from landscapex.errors import ArgumentError, ArgumentTypeError
@@ -30,6 +31,7 @@ from landscapex.trajectories.trajectory import Trajectory
 
 SUFFIXES = (".vts",)
 PATH_SUFFIXES = (".vtp",)
+_USUAL_RANGE = (1e-290, 1e300)  # of places on a scale; a factor for others may overflow
 _HEIGHT = 0.5  # of a relief, of the longer side of its grid
 _DECLARATION = b'<?xml version="1.0"?>\n'
 _MARK = b'<?xml version="1.0"?>\n<!-- landscapex'
@@ -41,17 +43,20 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Relief:
-    """Heights of values: ``base + factor * (place on the scale)``.
+    """Heights of values: ``base + factor * (place on the scale) / unit``.
 
     Attributes:
         scale: Of the column.
         factor: Units of height per unit of the scale; 0 for a flat picture.
         base: Height of place 0 of the scale.
+        unit: 1; another power of two for ranges so small or large that a factor alone would not be
+            a number.
     """
 
     scale: Scale
     factor: float
     base: float
+    unit: float = 1.0
 
     def heights(self, values: Floats) -> Floats:
         """Where values are drawn.
@@ -65,7 +70,7 @@ class Relief:
         """
         places = self.scale.forward(values)
         places = np.where(np.isfinite(places), places, self.scale.limits()[0])
-        return self.base + self.factor * places
+        return self.base + self.factor * (places / self.unit)
 
 
 def relief_of(surface: Surface, column: str, scale: str, height: float | None) -> Relief:
@@ -85,7 +90,7 @@ def relief_of(surface: Surface, column: str, scale: str, height: float | None) -
         ArgumentTypeError: The height is not a number.
     """
     check_column(surface, column)
-    fitted = choose([surface[column]], scale)
+    fitted = choose([surface[column]], kind_for([column], scale))
     if height is None:
         return Relief(fitted, 1.0, fitted.offset)
     if isinstance(height, bool) or not isinstance(height, int | float | np.number):
@@ -94,8 +99,17 @@ def relief_of(surface: Surface, column: str, scale: str, height: float | None) -
         raise ArgumentError(f"`height` must be finite and not negative, got {height!r}.")
     first, last = fitted.limits()
     longest = max(float(np.ptp(c)) for c in surface.coordinates) or 1.0
-    factor = float(height) * longest / (last - first)
-    return Relief(fitted, factor, 0.0 - factor * first)
+    unit = _unit(first, last)
+    factor = float(height) * longest / (last / unit - first / unit)
+    return Relief(fitted, factor, 0.0 - factor * (first / unit), unit)
+
+
+def _unit(first: float, last: float) -> float:
+    """A power of two in which a range is neither tiny nor infinite; 1 if it is neither anyway."""
+    low, high = _USUAL_RANGE
+    if low < last - first < high:
+        return 1.0
+    return math.ldexp(0.5, math.frexp(max(abs(first), abs(last)))[1])
 
 
 def to_vts(
@@ -142,10 +156,11 @@ def to_vts(
     x, y, z = (np.ascontiguousarray(grid) for grid in np.meshgrid(*sides, indexing="ij"))
     if surface.ndim < 3:
         z = relief.heights(surface[column]).reshape(shape)
-    arrays = {name: surface[name] for name in dict.fromkeys((column, *surface.columns))}
+    columns = {name: surface[name] for name in dict.fromkeys((column, *surface.columns))}
+    bits = {}
     if relief.scale.kind != "linear":
-        arrays[relief.scale.label(column)] = relief.scale.forward(surface[column])
-    bits = {"evaluated": surface.evaluated.astype(np.uint8)}
+        bits[relief.scale.label(column)] = relief.scale.forward(surface[column])
+    bits["evaluated"] = surface.evaluated.astype(np.uint8)
     hidden = ~relief.scale.drawable(surface[column])
     cells = None
     if hidden.any():
@@ -154,7 +169,7 @@ def to_vts(
         cells[_GHOSTS] = cells[_GHOSTS].astype(np.uint8)
     points = {
         _attribute(name): np.ascontiguousarray(values).reshape(shape)
-        for name, values in {**arrays, **bits}.items()
+        for name, values in {**_beside(columns, bits), **bits}.items()
     }
     about = description(surface)
     if surface.ndim < 3:
@@ -162,6 +177,19 @@ def to_vts(
     return _write(
         target, about, lambda stem: to_grid(stem, x, y, z, cellData=cells, pointData=points)
     )
+
+
+def _beside(
+    columns: dict[str, NDArray[Any]], own: dict[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """Columns under names that neither an array of ours has, nor VTK a meaning for."""
+    named: dict[str, NDArray[Any]] = {}
+    for name, values in columns.items():
+        free = name
+        while free in own or free in named or free == _GHOSTS:
+            free += " (column)"
+        named[free] = values
+    return named
 
 
 def _touching(points: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -228,10 +256,13 @@ def to_vtp(
         relief = relief_of(surface, column, scale, height)
         places[2] = relief.heights(_drawn(trajectory, column)[there])
         about.append(_height_text(relief, column))
-    arrays = {"step": trajectory.steps, "epoch": trajectory.epochs}
-    arrays |= {"residual": trajectory.residuals}
-    arrays |= {name: trajectory.values[:, k] for k, name in enumerate(trajectory.columns)}
-    points = {_attribute(name): values[there].copy() for name, values in arrays.items()}
+    own = {"step": trajectory.steps, "epoch": trajectory.epochs}
+    own["residual"] = trajectory.residuals
+    columns = {name: trajectory.values[:, k] for k, name in enumerate(trajectory.columns)}
+    points = {
+        _attribute(name): values[there].copy()
+        for name, values in {**own, **_beside(columns, own)}.items()
+    }
     return _write(target, about, lambda stem: _polyline(vtk, stem, places, points))
 
 
@@ -287,7 +318,8 @@ def _write(target: Path, about: list[str], write_stem: Callable[[str], object]) 
 def _height_text(relief: Relief, column: str) -> str:
     """What z is, for a reader who wants to go back to values."""
     scale = relief.scale
-    text = f"z = {relief.base!r} + {relief.factor!r} * place of {scale.label(column)}"
+    unit = "" if relief.unit == 1 else f" / {relief.unit!r}"
+    text = f"z = {relief.base!r} + {relief.factor!r} * place of {scale.label(column)}{unit}"
     if scale.kind == "symlog":
         t = repr(scale.threshold)
         text += f": v / {t} up to {t}, sign(v) * (1 + log10(|v| / {t})) beyond"

@@ -13,8 +13,9 @@ Nets", NeurIPS 2018.
 
 from __future__ import annotations
 
-import json
+import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,15 +26,24 @@ from numpy.typing import NDArray
 
 from landscapex._warnings import warn
 from landscapex.errors import ArgumentError, ArgumentTypeError, CorruptFileError
-from landscapex.export.hdf5 import MARK, SUFFIXES, Contents, put, read, write_bytes
+from landscapex.export.hdf5 import (
+    ABOUT,
+    MARK,
+    SUFFIXES,
+    Contents,
+    digest,
+    put,
+    put_about,
+    read,
+    write_bytes,
+)
 from landscapex.export.target import check_result, check_target, write
 from landscapex.grids.grid import AXIS_NAMES
 from landscapex.grids.results import Surface
 from landscapex.storage.header import KINDS, MASK, AxisInfo, RunHeader, check_columns
 
 _WHAT: Final = "a surface file of loss-landscape"
-_ABOUT: Final = "landscapex"  # dataset with what the format itself has no place for
-_RESERVED: Final = {"dir_file", "xcoordinates", "ycoordinates", _ABOUT, MASK, *AXIS_NAMES}
+_RESERVED: Final = {"dir_file", "xcoordinates", "ycoordinates", ABOUT, MASK, *AXIS_NAMES}
 
 Floats = NDArray[np.float64]
 
@@ -107,6 +117,7 @@ def to_h5(surface: Surface, path: str | os.PathLike[str], *, directions: str = "
     about = {
         "axes": [{"label": axis.label, "unit": axis.unit} for axis in surface.axes],
         "provenance": surface.provenance,
+        "numbers": _sealed(surface.coordinates, arrays),
     }
 
     def fill(file: h5py.File) -> None:
@@ -115,7 +126,7 @@ def to_h5(surface: Surface, path: str | os.PathLike[str], *, directions: str = "
             put(file, f"{letter}coordinates", places)
         for name, values in arrays.items():
             put(file, name, np.ascontiguousarray(values.T))
-        put(file, _ABOUT, np.array([json.dumps(about).encode()]))
+        put_about(file, about)
 
     return write(target, write_bytes(fill))
 
@@ -164,6 +175,8 @@ def _parse(contents: Contents) -> tuple[RunHeader, dict[str, Floats]]:
         if values.shape not in (shape, shape[::-1]):
             raise CorruptFileError(f"{name!r} must have shape {shape}, got {values.shape}")
         arrays[name] = values.reshape(shape[::-1]).T
+    if about := contents.about:
+        _check_numbers(about["numbers"], sides, arrays)
     return _header(contents, sides, [_COLUMNS.get(name, name) for name in arrays]), arrays
 
 
@@ -186,7 +199,7 @@ def _is_column(name: str, got: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 def _header(contents: Contents, sides: list[Floats], columns: list[str]) -> RunHeader:
     """What the numbers are, from what the file says of itself."""
     directions = contents.texts.get("dir_file", "")
-    about = json.loads(contents.texts.get(_ABOUT, "{}"))
+    about = contents.about
     unit = f"1 = the direction in {directions}" if directions else "1 = the direction itself"
     words = about.get("axes") or [{"label": f"{k}direction", "unit": unit} for k in "xy"]
     axes = tuple(
@@ -197,6 +210,30 @@ def _header(contents: Contents, sides: list[Floats], columns: list[str]) -> RunH
     provenance |= about.get("provenance", {})
     fingerprint = provenance.pop("fingerprint", {})
     return RunHeader(KINDS[len(axes) - 1], axes, tuple(columns), fingerprint, {}, provenance)
+
+
+def _sealed(sides: Sequence[Floats], arrays: Mapping[str, Floats]) -> dict[str, Any]:
+    """What tells later whether the numbers of a file are still those that were written."""
+    kept = arrays["train_loss"] > 0  # all other points their code computes when it goes on
+    points = np.packbits(kept).tobytes().hex()
+    return {"arrays": [*arrays], "points": points, "sha256": _digest(sides, arrays, kept)}
+
+
+def _check_numbers(
+    sealed: Mapping[str, Any], sides: Sequence[Floats], arrays: Mapping[str, Floats]
+) -> None:
+    """Compare numbers with what `_sealed` said of them; there may be more by now."""
+    packed = np.frombuffer(bytes.fromhex(sealed["points"]), np.uint8)
+    shape = arrays["train_loss"].shape
+    kept = np.unpackbits(packed, count=math.prod(shape)).reshape(shape) == 1
+    mine = {name: arrays[name] for name in sealed["arrays"]}
+    if _digest(sides, mine, kept) != sealed["sha256"]:
+        raise CorruptFileError("its numbers do not match their SHA-256")
+
+
+def _digest(sides: Sequence[Floats], arrays: Mapping[str, Floats], kept: NDArray[np.bool_]) -> str:
+    numbers = {name: values[kept] for name, values in arrays.items()}
+    return digest({**numbers, **{f"{k}/": side for k, side in enumerate(sides)}, "/": kept})
 
 
 def _computed(arrays: dict[str, Floats]) -> dict[str, NDArray[np.bool_]]:

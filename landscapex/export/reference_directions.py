@@ -29,7 +29,17 @@ from landscapex.errors import (
     CorruptFileError,
     ParameterMismatchError,
 )
-from landscapex.export.hdf5 import MARK, SUFFIXES, Contents, Numbers, put, read, write_bytes
+from landscapex.export.hdf5 import (
+    MARK,
+    SUFFIXES,
+    Contents,
+    Numbers,
+    digest,
+    put,
+    put_about,
+    read,
+    write_bytes,
+)
 from landscapex.export.target import check_target, write
 from landscapex.model.parameters import ParameterSpace
 
@@ -76,12 +86,15 @@ def directions_to_h5(
     check_layout(directions, space)
 
     def fill(file: h5py.File) -> None:
+        arrays = {}
         for k, name in zip(range(len(directions)), _GROUPS, strict=False):
             group, tensors = file.create_group(name), directions[k]
             for i, (parameter, shape) in enumerate(_parameters(space)):
                 there = tensors.get(parameter)
-                zeros = np.zeros(shape, np.float32)
-                put(group, str(i), zeros if there is None else there.cpu().numpy())
+                values = np.zeros(shape, np.float32) if there is None else there.cpu().numpy()
+                put(group, str(i), values)
+                arrays[f"{name}/{i}"] = values
+        put_about(file, {"sha256": digest(arrays)})
 
     return write(target, write_bytes(fill))
 
@@ -135,28 +148,35 @@ def _parameters(space: ParameterSpace) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, tuple(p.shape)) for name, p in space.model.named_parameters()]
 
 
-def _parse(contents: Contents) -> dict[str, list[Numbers]]:
+def _parse(contents: Contents) -> dict[str, list[Tensor]]:
     """The arrays of each direction, in the order of their numbers."""
-    lists = {}
+    about, lists = contents.about, {}
+    if about and digest(contents.arrays) != about["sha256"]:
+        raise CorruptFileError("its numbers do not match their SHA-256")
     for name in _GROUPS:
         arrays = contents.group(name)
         if set(arrays) != {str(k) for k in range(len(arrays))}:
             raise CorruptFileError(f"{name!r} must hold the arrays 0, 1, ..., got {[*arrays][:5]}")
         if arrays:
-            lists[name] = [arrays[str(k)] for k in range(len(arrays))]
+            lists[name] = [_tensor(arrays[str(k)]) for k in range(len(arrays))]
     if "xdirection" not in lists:
         raise CorruptFileError("it must hold the group 'xdirection'")
     return lists
 
 
-def _named(arrays: Sequence[Numbers], space: ParameterSpace, what: str) -> dict[str, Tensor]:
+def _tensor(array: Numbers) -> Tensor:
+    """A copy; numbers of another machine may have their bytes in another order."""
+    return torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))
+
+
+def _named(arrays: Sequence[Tensor], space: ParameterSpace, what: str) -> dict[str, Tensor]:
     """Arrays under the names of the parameters, or of the entries of the state_dict."""
-    shapes = [array.shape for array in arrays]
+    shapes = [tuple(array.shape) for array in arrays]
     states = [(name, tuple(t.shape)) for name, t in space.model.state_dict().items()]
     for layout in (_parameters(space), states):
         if shapes == [shape for _, shape in layout]:
             names = [name for name, _ in layout]
-            return {n: torch.from_numpy(np.array(a)) for n, a in zip(names, arrays, strict=True)}
+            return dict(zip(names, arrays, strict=True))
     raise ParameterMismatchError(
         f"{what} must have one array per parameter of the model, got {_difference(shapes, space)}."
     )

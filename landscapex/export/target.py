@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.grids.results import Surface
-from landscapex.storage.files import check_output, check_space, fail, replace_file
+from landscapex.storage.files import (
+    check_output,
+    check_replaceable,
+    check_space,
+    replace_file,
+)
 
 _SEPARATOR = " \N{MIDDLE DOT} "
-_BEGIN = 256  # bytes in which a file says who wrote it
 
 
 def check_result(surface: object) -> None:
@@ -47,21 +50,12 @@ def check_target(
         ArgumentError: If the name ends otherwise.
         OutputError: If it cannot be written, or somebody else's file is there.
     """
-    target = check_output(path)
+    target = check_output(path, "path")
     if target.suffix.lower() not in suffixes:
         choice = f"one of {', '.join(suffixes)}" if len(suffixes) > 1 else suffixes[0]
         raise ArgumentError(f"`path` must end in {choice}, got {os.fspath(path)!r}.")
-    if not marks:
-        return target
-    try:
-        with target.open("rb") as file:
-            begin = file.read(_BEGIN)
-    except FileNotFoundError:
-        return target
-    except OSError as error:
-        fail(f"{target} could not be read: {error.strerror}.", error.errno)
-    if begin and not begin.startswith(marks):
-        fail(f"{target} must not be replaced: landscapex did not write it.", errno.EEXIST)
+    if marks:
+        check_replaceable(target, marks, "landscapex did not write it")
     return target
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 from typing import Any
 
 from landscapex.engine.layout import Layout
-from landscapex.errors import CorruptFileError, ResumeMismatchError
+from landscapex.errors import ResumeMismatchError
 from landscapex.grids.options import Options
 from landscapex.grids.results import Surface
 from landscapex.storage import opening, store
 from landscapex.storage.files import check_path
 from landscapex.storage.header import RunHeader, differences
 from landscapex.storage.journal import journal_path
+from landscapex.storage.parts import read_header
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,10 @@ def read_earlier(options: Options) -> Earlier:
     Raises:
         CorruptFileError: If a journal cannot be read.
     """
-    if options.out is None or not options.resume or not store.find_journals(options.out):
+    if options.out is None or not options.resume:
         return Earlier()
-    try:
-        recorded: dict[str, Any] = store.read_journals(options.out)[0].recorded
-    except CorruptFileError as error:
-        if error.errno in (errno.ENOENT, errno.ENODATA):  # joined at this moment; or all empty
-            return Earlier()
-        raise
+    header = read_header(options.out)
+    recorded: dict[str, Any] = {} if header is None else header.recorded
     threads, layout = recorded.get("threads"), recorded.get("layout")
     return Earlier(
         threads if isinstance(threads, int) else None,
@@ -89,4 +85,6 @@ def finished_run(options: Options, header: RunHeader, *, begun: bool) -> Surface
             f"{out} holds the result of another run; pass resume=False to replace it. It differs "
             "in: " + "; ".join(found)
         )
-    return there if there.complete else None
+    if not there.complete:
+        return None
+    return opening.join(out) if begun else there  # who died deleting the journals left some

@@ -45,7 +45,7 @@ from landscapex.grids.time_limit import Deadline
 from landscapex.interrupts import Interrupts
 from landscapex.objective import Objective
 from landscapex.session import Point, Session
-from landscapex.storage import opening, store
+from landscapex.storage import opening
 from landscapex.storage.header import KINDS, RunHeader
 from landscapex.storage.journal import Journal
 from landscapex.storage.parts import CHUNK, Elsewhere, owned, read_elsewhere
@@ -161,9 +161,7 @@ def _put_away(result: Surface, options: Options, header: RunHeader) -> Surface:
     """Write a finished run to its file; of a part, if all the others are there."""
     assert options.out is not None, "there is somewhere to write to"
     if options.shard is None:
-        result.save(options.out)
-        store.remove_journals(options.out, header)
-        return opening.open(options.out)
+        return opening.put_away(result, options.out, header)
     # Journals of others may be of the runs that this one starts over: `merge` joins them later.
     return opening.join(options.out) if options.resume else result
 
@@ -188,6 +186,7 @@ class _Run:
         # points at once: what is lost if the loss raises, or the machine stops
         self._fewest, self._most = quantity.at_once or (1, CHUNK)
         self._seconds = BLOCK_SECONDS if quantity.at_once is None else TOGETHER_SECONDS
+        self._latest = np.inf
         self._set_pace(quantity.seconds)
         self._done = np.zeros(grid.size, dtype=bool)
         self._values = np.full((grid.size, len(header.columns)), np.nan)
@@ -249,9 +248,13 @@ class _Run:
         return values
 
     def _set_pace(self, seconds: float) -> None:
-        """How many points to take at once when one takes so long."""
-        self._point_seconds = seconds
-        points = int(self._seconds / max(seconds, 1e-9))
+        """How many points to take at once when one takes so long.
+
+        One that took longer than the one before may have been stopped (SIGSTOP, a laptop that
+        slept): the next one tells.
+        """
+        self._point_seconds, self._latest = min(seconds, self._latest), seconds
+        points = int(self._seconds / max(self._point_seconds, 1e-9))
         self._pace = max(self._fewest, min(self._most, points))
 
     def _report(

@@ -83,7 +83,8 @@ def parse_time_limit(limit: TimeLimit) -> float | None:
         return None
     seconds = math.nan
     if isinstance(limit, str) and (clock := _CLOCK.fullmatch(limit.strip())):
-        days, hours, minutes = (int(part or 0) for part in clock.groups()[:3])
+        # not as whole numbers, of which Python refuses to read some and to add others
+        days, hours, minutes = (float(part or 0) for part in clock.groups()[:3])
         seconds = ((days * 24 + hours) * 60 + minutes) * 60 + float(clock[4])
     elif isinstance(limit, str | int | float) and not isinstance(limit, bool):
         try:

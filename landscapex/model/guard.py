@@ -22,10 +22,12 @@ from torch import Tensor, nn
 
 from landscapex import _ops
 from landscapex.errors import ModelChangedError, ReentrancyError
+from landscapex.interrupts import put_off
 from landscapex.model import generators
 from landscapex.model.entries import Entry
 from landscapex.model.parameters import ParameterSpace, Steps
 
+_LOOK = 0.1  # seconds after which who waits for a model looks whether Ctrl-C was pressed
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
 _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
@@ -41,18 +43,20 @@ class _ModelLock:
         self.owner: int | None = None
 
     @contextlib.contextmanager
-    def held(self, model: nn.Module) -> Iterator[None]:
+    def held(self, model: nn.Module, shield: _Shield) -> Iterator[None]:
         if self.owner == threading.get_ident():
             raise ReentrancyError(
                 "a loss, metric, hook or callback must not evaluate the model whose landscape is "
                 f"being computed, got a nested call for {type(model).__name__}."
             )
-        with self.lock:
-            try:
-                self.owner = threading.get_ident()
-                yield
-            finally:
-                self.owner = None
+        while not self.lock.acquire(timeout=_LOOK):
+            shield.let_through()
+        try:
+            self.owner = threading.get_ident()
+            yield
+        finally:
+            self.owner = None
+            self.lock.release()
 
 
 _locks: weakref.WeakKeyDictionary[nn.Module, _ModelLock] = weakref.WeakKeyDictionary()
@@ -99,7 +103,7 @@ def exclusive(space: ParameterSpace) -> Iterator[Snapshot]:
         ModelChangedError: If somebody else wrote to the parameters meanwhile.
         ReentrancyError: If this thread holds the lock already.
     """
-    with _lock_of(space.model).held(space.model), _Shield() as shield:
+    with _Shield() as shield, _lock_of(space.model).held(space.model, shield):
         snapshot = Snapshot(space)
         try:
             try:
@@ -137,6 +141,10 @@ class _Shield:
     def lower(self) -> None:
         """Let Ctrl-C through, also one that came before."""
         self.up = False
+        self.let_through()
+
+    def let_through(self) -> None:
+        """Let a Ctrl-C through that came before."""
         if self._pending is not False:
             pending, self._pending = self._pending, False
             self._previous(signal.SIGINT, pending)
@@ -144,7 +152,7 @@ class _Shield:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.up:
             self._pending = frame
-        else:
+        elif not put_off(signum, frame):
             self._previous(signum, frame)
 
     def __exit__(self, *_: object) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickletools
 import re
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,8 @@ _PARTS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _TIED, _COMPLEX = "landscapex.tied", "landscapex.complex"
 HEADER = ("format", _TIED, _COMPLEX)  # what `to_safetensors` adds to a header
 _LISTED = 10
+_PICKLES = 4  # one after the other in old files of torch.save: the last is the content
+_LONGEST = 1000  # characters of the name of a class
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -45,6 +49,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ArgumentError: If there is no such file, or its suffix is none of those above.
         CorruptFileError: If the file is damaged, holds no state_dict, or asks for code to be run.
+            Other numbers are noticed where the file has checksums, as those of ``torch.save`` have
+            since torch 1.6; safetensors files have none.
     """
     return dict(_open(Path(path), mapped=False))
 
@@ -305,7 +311,40 @@ def _open_torch(path: Path, mapped: bool) -> Mapping[str, Tensor]:
 def _load_torch(path: Path, mapped: bool) -> Any:
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"  # else of torch before 1.6, which cannot be mapped
+        if not zipped:
+            file.seek(0)
+            _check_names(file)
+    if zipped and not mapped:
+        _check_archive(path)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipped)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a file of ``torch.save`` whose parts do not have their CRC-32: torch does not look."""
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        if min((part.header_offset for part in parts), default=0) != 0:
+            raise ValueError("it holds two archives")  # and torch would read the other one
+        # they are all 0 after torch.serialization.set_crc32_options(False)
+        if any(part.CRC for part in parts) and (bad := archive.testzip()):
+            raise ValueError(f"{bad} is damaged")
+        for part in parts:
+            if part.filename.endswith("/data.pkl"):
+                with archive.open(part) as file:
+                    _check_names(file)
+
+
+def _check_names(file: IO[bytes]) -> None:
+    """Refuse pickles with names so long that torch would take for ever to refuse them."""
+    with contextlib.suppress(ValueError, IndexError, OverflowError, zipfile.BadZipFile):
+        for _ in range(_PICKLES):
+            for code, name, _ in pickletools.genops(file):
+                if code.name == "GLOBAL" and len(str(name)) > _LONGEST:
+                    raise _LongNameError(f"a name of {len(str(name))} characters")
+
+
+class _LongNameError(Exception):
+    """A name that nobody has given."""
 
 
 def _refusal(path: Path, error: Exception) -> str:

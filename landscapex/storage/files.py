@@ -8,12 +8,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 import time
+import zlib
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from landscapex.errors import ArgumentTypeError, CorruptFileError, OutputError
+
+_SEALED: Final = re.compile(rb'\{"crc32":"([0-9a-f]{8})",')
 
 
 def fail(
@@ -52,16 +56,25 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, (str, os.PathLike)) or isinstance(os.fspath(path), bytes):
         raise ArgumentTypeError(f"`path` must be a string or a Path, got {type(path).__name__}.")
     text = os.fspath(path)
-    if not text or "\0" in text:
+    if not text or "\0" in text or not _can_be_encoded(text):
         fail(f"`path` must be the name of a file, got {text!r}.", errno.EINVAL)
     return Path(os.path.realpath(text))
 
 
-def check_output(out: str | os.PathLike[str]) -> Path:
+def _can_be_encoded(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
+
+def check_output(out: str | os.PathLike[str], name: str = "out") -> Path:
     """Find out now, not after hours of computing, whether a result can be written to ``out``.
 
     Args:
         out: Where the result shall be; an existing file will be replaced.
+        name: Of the argument, for messages.
 
     Returns:
         The absolute path, links followed.
@@ -76,24 +89,46 @@ def check_output(out: str | os.PathLike[str]) -> Path:
     except FileNotFoundError:
         mode = stat.S_IFREG
     except OSError as error:
-        fail(f"`out` must lead to a file, got {path}: {error.strerror}.", error.errno)
+        fail(f"`{name}` must lead to a file, got {path}: {error.strerror}.", error.errno)
     if stat.S_ISDIR(mode):
-        fail(f"`out` must be a file, got the folder {path}.", errno.EISDIR)
+        fail(f"`{name}` must be a file, got the folder {path}.", errno.EISDIR)
     if not stat.S_ISREG(mode):
-        fail(f"`out` must be a regular file, got {path}.", errno.EINVAL)
+        fail(f"`{name}` must be a regular file, got {path}.", errno.EINVAL)
     if not path.parent.is_dir():
         fail(
-            f"`out` must be in a folder that exists, got {path}: create {path.parent} first.",
+            f"`{name}` must be in a folder that exists, got {path}: create {path.parent} first.",
             errno.ENOENT,
         )
     effective = os.access in os.supports_effective_ids
     if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=effective):
         fail(
-            f"`out` must be in a folder that can be written, got {path}: no permission to write "
+            f"`{name}` must be in a folder that can be written, got {path}: no permission to write "
             f"in {path.parent}.",
             errno.EACCES,
         )
     return path
+
+
+def check_replaceable(path: Path, marks: tuple[bytes, ...], what: str) -> None:
+    """Refuse to replace what somebody else made, perhaps in hours: a checkpoint, say.
+
+    Args:
+        path: Where something will be written.
+        marks: What files of ours begin with.
+        what: What is wrong with others, for the message.
+
+    Raises:
+        OutputError: If something else is there.
+    """
+    try:
+        with path.open("rb") as file:
+            begin = file.read(max(map(len, marks)))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        fail(f"{path} could not be read: {error.strerror}.", error.errno)
+    if begin and not begin.startswith(marks):
+        fail(f"{path} must not be replaced: {what}.", errno.EEXIST)
 
 
 def check_space(path: Path, needed: int) -> None:
@@ -118,11 +153,12 @@ def check_space(path: Path, needed: int) -> None:
         )
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, *, line: bool = False) -> bytes:
     """Read a whole file.
 
     Args:
         path: The file.
+        line: Stop behind the first line break.
 
     Returns:
         Its bytes.
@@ -133,11 +169,42 @@ def read_file(path: Path) -> bytes:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise CorruptFileError(f"{path} must be a regular file.")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.readline() if line else file.read()
     except CorruptFileError:
         raise
     except OSError as error:
         fail(f"{path} could not be read: {error.strerror}.", error.errno, CorruptFileError)
+
+
+def seal(members: str, seed: int) -> bytes:
+    """A line of a file of lines, which can be told from a damaged or a torn one.
+
+    Args:
+        members: Of a JSON object, from the first quotation mark to the closing brace.
+        seed: Where the CRC begins, so that a line at another place is damage there.
+
+    Returns:
+        The object with its CRC-32 as first member, and a line break.
+    """
+    data = members.encode()
+    return b'{"crc32":"%08x",%s\n' % (zlib.crc32(data, seed), data)
+
+
+def unseal(line: bytes, seed: int) -> int | None:
+    """The CRC of a line that `seal` made.
+
+    Args:
+        line: Without its line break.
+        seed: As it was for `seal`.
+
+    Returns:
+        The number, which may be the seed of the next line; None if the line is not whole.
+    """
+    match = _SEALED.match(line)
+    if match is None or int(match[1], 16) != zlib.crc32(line[match.end() :], seed):
+        return None
+    return int(match[1], 16)
 
 
 def sync_data(descriptor: int) -> None:

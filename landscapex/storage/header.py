@@ -136,7 +136,7 @@ class RunHeader:
         try:
             parts = json.loads(text)
             return cls(**{**parts, "axes": tuple(AxisInfo(**axis) for axis in parts["axes"])})
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise ArgumentError(f"`text` must be the JSON of a header: {error}") from error
 
 
@@ -172,7 +172,7 @@ def differences(stored: RunHeader, mine: RunHeader) -> list[str]:
 def _center(header: RunHeader) -> float | None:
     values = header.provenance.get("center")
     loss = values.get("loss") if isinstance(values, dict) else None
-    return loss if isinstance(loss, int | float) else None
+    return loss if isinstance(loss, float) else None
 
 
 def _same_center(stored: RunHeader, mine: RunHeader) -> bool:

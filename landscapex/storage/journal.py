@@ -114,25 +114,41 @@ class Journal:
         path = journal_path(result, shard)
         lock = FileLock(path.with_name(f"{path.name}.lock"), path)
         try:
-            contents = _read_for_resume(path) if resume else None
-            notes: tuple[str, ...] = ()
-            if contents is None:
-                done = np.zeros(header.num_points, dtype=bool)
-                _check_room(path, header, done)
-                replace_file(path, first_line(header, shard))
-                contents = parse(path.read_bytes(), path)
-            else:
-                _check_same_run(path, contents, header, shard)
-                _check_room(path, contents.header, contents.done)
-                os.truncate(path, contents.end)
-                notes = recorded_differences(contents.header, header)
-            return cls(path, contents.header, lock, contents, notes)
+            try:
+                return cls._opened(path, header, shard, lock, resume=resume)
+            except FileNotFoundError:  # somebody joined it to the result just now
+                return cls._opened(path, header, shard, lock, resume=False)
         except BaseException as error:
             lock.release()
             if isinstance(error, OSError) and not isinstance(error, LandscapexError):
                 message = f"{path} cannot be written: {error.strerror}."
                 fail(message, error.errno)
             raise
+
+    @classmethod
+    def _opened(
+        cls,
+        path: Path,
+        header: RunHeader,
+        shard: tuple[int, int] | None,
+        lock: FileLock,
+        *,
+        resume: bool,
+    ) -> Journal:
+        """Begin or go on, with the lock in our hands."""
+        contents = _read_for_resume(path) if resume else None
+        notes: tuple[str, ...] = ()
+        if contents is None:
+            done = np.zeros(header.num_points, dtype=bool)
+            _check_room(path, header, done)
+            replace_file(path, first_line(header, shard))
+            contents = parse(path.read_bytes(), path)
+        else:
+            _check_same_run(path, contents, header, shard)
+            _check_room(path, contents.header, contents.done)
+            os.truncate(path, contents.end)
+            notes = recorded_differences(contents.header, header)
+        return cls(path, contents.header, lock, contents, notes)
 
     @property
     def done(self) -> np.ndarray:
@@ -185,7 +201,6 @@ class Journal:
         Raises:
             OutputError: If the disk is full or fails.
         """
-        self._check_open()
         self._sync()
         self._check_open()
 
@@ -317,9 +332,12 @@ def fail_missing(path: Path) -> NoReturn:
 
 def _read_for_resume(path: Path) -> Contents | None:
     """What an earlier run left, with warnings about a torn tail; None if it left nothing."""
-    if not path.exists():
-        return None
-    data = read_file(path)
+    try:
+        data = read_file(path)
+    except CorruptFileError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
     if is_empty(data):
         warn(f"{path} was empty, as a power cut may leave it: the run starts over.")
         return None

@@ -14,9 +14,7 @@ its bits, ``"nan:fff8000000000000"``.
 from __future__ import annotations
 
 import json
-import re
 import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,13 +23,13 @@ import numpy as np
 
 from landscapex._arrays import same_bits
 from landscapex.errors import CorruptFileError
+from landscapex.storage.files import seal, unseal
 from landscapex.storage.header import RunHeader
 
 VERSION: Final = 1
 VALUE_BYTES: Final = 27  # the longest value: "-0x1.fffffffffffffp+1023",
 LINE_BYTES: Final = 64  # a line without its values
 
-_LINE: Final = re.compile(rb'\{"crc32":"([0-9a-f]{8})",')
 _NAN_BITS: Final = 0x7FF8_0000_0000_0000
 
 
@@ -81,7 +79,7 @@ def parse(data: bytes, path: Path) -> Contents:
     """
     lines = data.split(b"\n")
     lines.pop()  # what follows the last line break is no line yet
-    seed = _unseal(lines[0], 0) if lines else None
+    seed = unseal(lines[0], 0) if lines else None
     if seed is None:
         raise CorruptFileError(
             f"{path} must begin with the header of a journal, got {data[:40]!r}: it is damaged or "
@@ -94,7 +92,7 @@ def parse(data: bytes, path: Path) -> Contents:
     bad = []
     for number, line in enumerate(lines[1:], start=1):
         offset += len(line) + 1
-        if _unseal(line, seed) is None:
+        if unseal(line, seed) is None:
             bad.append(number)
             continue
         _put(line, path, done, values)
@@ -144,7 +142,7 @@ def first_line(header: RunHeader, shard: tuple[int, int] | None) -> bytes:
         The line with its line break.
     """
     part = json.dumps(None if shard is None else list(shard))
-    return _seal(f'"landscapex journal":{VERSION},"shard":{part},"header":{header.to_json()}}}', 0)
+    return seal(f'"landscapex journal":{VERSION},"shard":{part},"header":{header.to_json()}}}', 0)
 
 
 def chunk_line(start: int, values: np.ndarray, seed: int) -> bytes:
@@ -158,21 +156,7 @@ def chunk_line(start: int, values: np.ndarray, seed: int) -> bytes:
     Returns:
         The line with its line break.
     """
-    return _seal(f'"start":{start},"values":{_encode(values)}}}', seed)
-
-
-def _seal(text: str, seed: int) -> bytes:
-    """A line: the members of a JSON object, behind their CRC."""
-    data = text.encode()
-    return b'{"crc32":"%08x",%s\n' % (zlib.crc32(data, seed), data)
-
-
-def _unseal(line: bytes, seed: int) -> int | None:
-    """The CRC of a whole line, None for any other."""
-    match = _LINE.match(line)
-    if match is None or int(match[1], 16) != zlib.crc32(line[match.end() :], seed):
-        return None
-    return int(match[1], 16)
+    return seal(f'"start":{start},"values":{_encode(values)}}}', seed)
 
 
 def _encode(values: np.ndarray) -> str:

@@ -23,7 +23,9 @@ class FileLock:
 
     The file is made with ``O_EXCL``, which also works on network file systems, and holds pid, host
     and start of the process. The lock of a process that has died on this machine is stale and taken
-    over. Locks of other machines are never judged.
+    over. Where its number says nothing, because it belongs to another container of this machine or
+    to the time before its last start, the advisory lock decides that a process keeps on the file
+    as long as it lives. Locks of other machines are never judged.
 
     Args:
         path: The lock file.
@@ -38,6 +40,7 @@ class FileLock:
         self._purpose = purpose
         self._owner = os.getpid()
         self._mine = json.dumps(_describe_me()).encode()
+        self._descriptor = -1
         self._acquire()
         self._held = True
 
@@ -48,6 +51,7 @@ class FileLock:
         with contextlib.suppress(OSError):
             if self.path.read_bytes() == self._mine:  # inode numbers are used again at once
                 os.unlink(self.path)
+        os.close(self._descriptor)
         self._held = False
 
     def _acquire(self) -> None:
@@ -71,13 +75,17 @@ class FileLock:
         try:
             _exclude_others(descriptor)
             write_all(descriptor, self._mine)
-            return _same_file(self.path, descriptor)
+            if _same_file(self.path, descriptor):
+                self._descriptor = descriptor
+                return True
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
             fail(f"{self._purpose} cannot be written: {error.strerror} ({self.path}).", error.errno)
         finally:
-            os.close(descriptor)
+            if self._descriptor != descriptor:
+                os.close(descriptor)
+        return False
 
 
 def check_free(path: Path, purpose: Path) -> None:
@@ -108,23 +116,26 @@ def remove_stale_lock(path: Path) -> None:
         except OSError:
             return
         try:
+            holder = _parse_holder(os.pread(descriptor, 4096, 0))
+            if holder is not None and not _is_stale(holder, alone=True):
+                return
             # Of several processes that find the same stale lock only one may remove it: the second
             # would remove the lock that the first has made in its place.
-            _exclude_others(descriptor)
+            alone = _lock_others_out(descriptor)
             if not _same_file(path, descriptor):
                 return
             holder = _parse_holder(os.pread(descriptor, 4096, 0))
-            if holder is not None and not _is_stale(holder):
-                return
-            # An empty lock is being written at this moment, or its process died doing so.
-            if holder is not None or time.monotonic() > deadline:
-                os.unlink(path)
+            late = time.monotonic() > deadline
+            if late or (holder is not None and alone is not False):
+                # An empty lock is being written at this moment, or its process died doing so.
+                if alone is not False if holder is None else _is_stale(holder, alone=alone):
+                    os.unlink(path)
                 return
         except OSError:
             return
         finally:
             os.close(descriptor)
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def _refuse(path: Path, purpose: Path, holder: dict[str, Any]) -> NoReturn:
@@ -144,14 +155,30 @@ def _describe_me() -> dict[str, object]:
         "pid": pid,
         "host": socket.gethostname(),
         "start": process_start(pid),
+        "boot": _boot(),
+        "space": _process_space(),
         "since": time.ctime(),
         "ticks": time.monotonic_ns(),  # tells two locks of one process apart
     }
 
 
-def _is_stale(holder: dict[str, Any]) -> bool:
+def _is_stale(holder: dict[str, Any], *, alone: bool | None) -> bool:
+    """Whether the process that made a lock is known to be dead.
+
+    Args:
+        holder: What the lock says.
+        alone: Whether nobody else has the advisory lock of its file; None where there are none.
+
+    Returns:
+        False as well where nobody can tell.
+    """
     if holder["host"] != socket.gethostname():
         return False
+    if _differs(holder["boot"], _boot()):  # before the last start, or on a machine of that name
+        return alone is not False
+    if _differs(holder["space"], _process_space()):  # another container: other numbers
+        return alone is True
+    # here a child that it forked may live on, and have the advisory lock
     start = process_start(holder["pid"])
     return start is None or bool(start and holder["start"] and start != holder["start"])
 
@@ -165,12 +192,14 @@ def _read_holder(path: Path) -> dict[str, Any] | None:
 
 def _parse_holder(text: bytes) -> dict[str, Any] | None:
     """What a lock file says; None if it says nothing (yet)."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
         holder = json.loads(text)
         return {
             "pid": int(holder["pid"]),
             "host": str(holder["host"]),
             "start": str(holder["start"] or ""),
+            "boot": str(holder.get("boot") or ""),
+            "space": str(holder.get("space") or ""),
             "since": str(holder["since"]),
         }
     return None
@@ -185,7 +214,20 @@ def _same_file(path: Path, descriptor: int) -> bool:
 
 
 def _exclude_others(descriptor: int) -> None:
-    """Take an advisory lock until ``descriptor`` is closed, where there are any.
+    """Take the advisory lock of a file that was just made.
+
+    Raises:
+        BlockingIOError: If somebody else keeps it for longer than it takes to look at the file.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while _lock_others_out(descriptor) is False:
+        if time.monotonic() > deadline:
+            raise BlockingIOError(errno.EWOULDBLOCK, "somebody else keeps the lock file locked")
+        time.sleep(0.005)
+
+
+def _lock_others_out(descriptor: int) -> bool | None:
+    """Take an advisory lock until ``descriptor``, and what was forked from it, is closed.
 
     NFS and Lustre may have none; then two processes that find the same stale lock in the same
     microseconds are not told apart.
@@ -193,19 +235,37 @@ def _exclude_others(descriptor: int) -> None:
     Args:
         descriptor: An open file.
 
-    Raises:
-        BlockingIOError: If somebody else keeps the lock for longer than anybody needs it.
+    Returns:
+        False if somebody else has it, None where there are none.
     """
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise
-        except OSError:
-            return
-        time.sleep(0.005)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _differs(theirs: str, mine: str) -> bool:
+    """Whether both are known, and not the same."""
+    return bool(theirs and mine and theirs != mine)
+
+
+def _boot() -> str:
+    """Which start of which machine this is; "" where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _process_space() -> str:
+    """Among which processes numbers mean something: containers have their own; "" if unknown."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def process_start(pid: int) -> str | None:

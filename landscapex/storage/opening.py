@@ -127,6 +127,41 @@ def join(path: str | os.PathLike[str]) -> Surface:
         OutputError: If the result cannot be written.
     """
     result = store.result_path(store.check_path(path))
+    found = _gather(result, path)
+    if found is not None and _can_be_joined(result, *found):
+        with _exclusive(result):
+            found = _gather(result, path)  # others may have joined them, or begun anew, meanwhile
+            if found is not None and _can_be_joined(result, *found):
+                header, surface = found
+                if surface.complete:
+                    surface.save(result)
+                store.remove_journals(result, header)
+                found = None
+    return open(result) if found is None else found[1]
+
+
+def put_away(surface: Surface, path: str | os.PathLike[str], header: RunHeader) -> Surface:
+    """Write a finished result and delete the journals of its run, while nobody else does.
+
+    Args:
+        surface: The result.
+        path: Where to.
+        header: Of its run.
+
+    Returns:
+        What is there now.
+
+    Raises:
+        OutputError: If the result cannot be written.
+    """
+    with _exclusive(store.check_path(path)):
+        surface.save(path)
+        store.remove_journals(path, header)
+    return open(path)
+
+
+def _gather(result: Path, path: str | os.PathLike[str]) -> tuple[RunHeader, Surface] | None:
+    """The run whose journals are there, and its points; None if there are none any more."""
     for _ in range(3):
         if not store.find_journals(result):
             break
@@ -136,15 +171,13 @@ def join(path: str | os.PathLike[str]) -> Surface:
             if error.errno != errno.ENOENT:
                 raise
             continue  # somebody else is joining them
-        surface = Surface.from_run(header, done, values, path=path)
-        if not surface.complete and not _is_finished(result, header):
-            return surface
-        with _exclusive(result):
-            if surface.complete and store.find_journals(result):
-                surface.save(result)
-            store.remove_journals(result, header)
-        break
-    return open(result)
+        return header, Surface.from_run(header, done, values, path=path)
+    return None
+
+
+def _can_be_joined(result: Path, header: RunHeader, surface: Surface) -> bool:
+    """Whether all points of a run are there, or have been joined, and its journals be deleted."""
+    return surface.complete or _is_finished(result, header)
 
 
 @contextlib.contextmanager

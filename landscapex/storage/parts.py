@@ -132,6 +132,30 @@ def read_journals(out: str | os.PathLike[str]) -> tuple[RunHeader, np.ndarray, n
     return header, done, values
 
 
+def read_header(out: str | os.PathLike[str]) -> RunHeader | None:
+    """What is computed where journals are, without a look at their points.
+
+    Args:
+        out: The result, or one of its journals.
+
+    Returns:
+        The header of the first journal; None if there is none, or all are empty.
+
+    Raises:
+        CorruptFileError: If it cannot be read.
+    """
+    for path in find_journals(out):
+        try:
+            header = _header_of(path)
+        except CorruptFileError as error:
+            if error.errno == errno.ENOENT:  # joined by somebody else meanwhile
+                continue
+            raise
+        if header is not None:
+            return header
+    return None
+
+
 def read_elsewhere(
     out: str | os.PathLike[str], header: RunHeader, shard: Shard
 ) -> Elsewhere | None:
@@ -213,14 +237,16 @@ def remove_journals(out: str | os.PathLike[str], header: RunHeader | None = None
     paths = find_journals(out)
     for path in paths:
         try:
-            if header is not None and _is_of_another(path, header):
+            found = None if header is None else _header_of(path)
+            if header is not None and found is not None and differences(found, header):
                 continue
+            # the journal last: by it, whoever goes on after a kill finds what is left
+            remove_stale_lock(path.with_name(f"{path.name}.lock"))
             path.unlink(missing_ok=True)
         except CorruptFileError:
             continue  # not known to be of this run, or deleted by somebody else
         except OSError as error:
             fail(f"{path} could not be deleted: {error.strerror}.", error.errno)
-        remove_stale_lock(path.with_name(f"{path.name}.lock"))
     if paths:
         with contextlib.suppress(OSError):  # they are gone, if not yet for good
             sync_folder(paths[0].parent)
@@ -258,10 +284,10 @@ def _add(path: Path, part: Contents, done: np.ndarray, values: np.ndarray) -> No
     done |= part.done
 
 
-def _is_of_another(path: Path, header: RunHeader) -> bool:
-    """Whether a journal holds something of another run."""
-    data = read_file(path)
-    return not is_empty(data) and bool(differences(parse(data, path).header, header))
+def _header_of(path: Path) -> RunHeader | None:
+    """The first line of a journal; None if a power cut emptied it."""
+    line = read_file(path, line=True)
+    return None if is_empty(line) else parse(line, path).header
 
 
 def _beside(other: Shard, mine: Shard) -> bool:

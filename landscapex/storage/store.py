@@ -9,7 +9,6 @@ The journal of a run that is still going is in `landscapex.storage.journal`.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -21,11 +20,11 @@ import xarray as xr
 from xarray.backends import H5NetCDFStore
 
 from landscapex.errors import CorruptFileError
+from landscapex.storage import files
 from landscapex.storage.files import (
     check_output,
     check_path,
     check_space,
-    fail,
     read_file,
     replace_file,
 )
@@ -67,7 +66,7 @@ def write_dataset(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
         OutputError: If ``path`` cannot be written, there is no room, or a file of something else
             is there.
     """
-    target = check_output(path)
+    target = check_output(path, "path")
     check_replaceable(target)
     data = _to_bytes(dataset)
     check_space(target, len(data))
@@ -76,7 +75,7 @@ def write_dataset(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
 
 
 def check_replaceable(path: Path) -> None:
-    """Refuse to replace a file that is not one of ours: a checkpoint, say.
+    """Refuse to replace a file that is not a result.
 
     Args:
         path: Where a result will be written.
@@ -84,15 +83,7 @@ def check_replaceable(path: Path) -> None:
     Raises:
         OutputError: If something else is there.
     """
-    try:
-        with path.open("rb") as file:
-            begin = file.read(len(MAGIC))
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        fail(f"{path} could not be read: {error.strerror}.", error.errno)
-    if begin and begin != MAGIC:
-        fail(f"{path} must not be replaced: it is not a landscapex result.", errno.EEXIST)
+    files.check_replaceable(path, (MAGIC,), "it is not a landscapex result")
 
 
 def read_dataset(path: str | os.PathLike[str]) -> xr.Dataset:

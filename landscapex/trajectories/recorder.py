@@ -297,8 +297,9 @@ class Recorder:
         data = checkpoints.to_safetensors(state, {"landscapex.step": str(step)})
         replace_file(path, data)
         record = {"step": step, **fields, "sha256": hashlib.sha256(data).hexdigest()}
-        self._append(json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n")
-        self._records.append(record)
+        line = runs.index_line(record, self._records)
+        self._append(line)
+        self._records.append(json.loads(line))
         return True
 
     def _append(self, line: bytes) -> None:
@@ -438,7 +439,7 @@ def _plain(name: str, value: Any) -> Any:
     """A number, or a list of them, as JSON knows it; what is not finite becomes its name."""
     if value is None:
         return None
-    if name in ("step", "sha256") or not re.fullmatch(r"\w+", name):
+    if name in ("step", "sha256", "crc32") or not re.fullmatch(r"\w+", name):
         raise ArgumentError(f"a value must have another name than {name!r}.")
     if isinstance(value, list):
         return [_plain(name, v) for v in value]

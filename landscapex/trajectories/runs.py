@@ -29,9 +29,11 @@ from landscapex.errors import (
 )
 from landscapex.model.parameters import unwrap
 from landscapex.storage import checkpoints
-from landscapex.storage.files import read_file
+from landscapex.storage.files import read_file, seal, unseal
 
 INDEX = "index.jsonl"  # of a folder that a Recorder writes: one line per checkpoint
+
+_MOST_STEPS = 2**63 - 1  # `Run.steps` are int64
 
 State = Mapping[str, Tensor] | Tensor  # by name, or flat
 
@@ -199,19 +201,42 @@ def read_index(folder: Path) -> tuple[list[dict[str, Any]], int]:
     data = read_file(path).rstrip(b"\0")  # what a power cut leaves behind a file that grew
     whole = data[: data.rfind(b"\n") + 1]
     records: list[dict[str, Any]] = []
+    seed = 0
     for k, line in enumerate(whole.splitlines()):
+        crc = unseal(line, seed)
+        if crc is None:
+            raise CorruptFileError(f"{path} is damaged in line {k + 1}: its checksum is another.")
         try:
-            record = json.loads(line)
-            step, digest = record["step"], record["sha256"]
-            good = type(step) is int and re.fullmatch("[0-9a-f]{64}", digest) is not None
-            good = good and step > (records[-1]["step"] if records else -1)
-            record = {**record, **{n: number_of(record.get(n)) for n in ("epoch", "lr", "loss")}}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            records.append(_record(line, records[-1]["step"] if records else -1))
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CorruptFileError(f"{path} is damaged in line {k + 1}: {error}.") from error
-        if not good:
-            raise CorruptFileError(f"{path} is damaged in line {k + 1}: no step, or no checksum.")
-        records.append(record)
+        seed = crc
     return records, len(whole)
+
+
+def index_line(record: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> bytes:
+    """The line of a checkpoint in the index.
+
+    Args:
+        record: What it says: "step" and "sha256", and numbers.
+        before: What `read_index` made of the lines before it: a line is damage elsewhere.
+
+    Returns:
+        The line with its line break.
+    """
+    text = json.dumps(record, separators=(",", ":"), allow_nan=False)
+    return seal(text.removeprefix("{"), int(before[-1]["crc32"], 16) if before else 0)
+
+
+def _record(line: bytes, last: int) -> dict[str, Any]:
+    """What a whole line of an index says; it must be of a step after the last."""
+    record = json.loads(line)
+    step, digest = record["step"], record["sha256"]
+    if type(step) is not int or not last < step <= _MOST_STEPS:
+        raise ValueError(f"no step above {last}")
+    if re.fullmatch("[0-9a-f]{64}", digest) is None:
+        raise ValueError("no SHA-256")
+    return {**record, **{n: number_of(record.get(n)) for n in ("epoch", "lr", "loss")}}
 
 
 def number_of(value: Any) -> float:
@@ -360,7 +385,7 @@ def _noted(checkpoint: Checkpoint, entries: list[Any]) -> Checkpoint:
     """A checkpoint with what the log last said up to its step."""
     known: dict[str, Any] = {}
     for entry in entries:
-        with contextlib.suppress(TypeError, ValueError, KeyError, AttributeError):
+        with contextlib.suppress(TypeError, ValueError, KeyError, OverflowError):
             if entry["step"] <= checkpoint.step:
                 for ours, theirs in (("epoch", "epoch"), ("lr", "learning_rate"), ("loss", "loss")):
                     if theirs in entry:

@@ -1,6 +1,6 @@
 """Builds the Python module of the emulated device: as it is, under a sanitizer, with a bug planted.
 
-Objects of sources that are as they were are kept.
+Objects of sources that are as they were are kept, for all processes of a run of the tests.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from native.harness import COMPILER, ROOT, SANITIZERS, Harness
+import pytest
+from native.harness import COMPILER, ROOT, SANITIZERS, Harness, whole
 
 NAME = f"_program_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
 PROGRAM = ROOT / "csrc" / "program"
@@ -30,12 +31,12 @@ def sources() -> list[str]:
 
 
 class DeviceModule:
-    """Modules in one folder, built when first asked for."""
+    """Modules in a folder of their own, built when first asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
         import pybind11
 
-        self.folder, self._harness = folder, Harness(folder)
+        self.folder, self._harness = factory.mktemp("modules"), Harness.shared(factory)
         headers = sysconfig.get_path("include"), pybind11.get_include()
         self._flags = ["-fPIC", "-fvisibility=hidden", *(f"-isystem{h}" for h in headers)]
 
@@ -52,7 +53,7 @@ class DeviceModule:
             new: Instead of it.
             unit: Which source is compiled again if `file` is a header. Its functions are those that
                 the linker keeps where other sources have the same.
-            kind: Of the build.
+            kind: Of the build; one of `PARTS` is that of this source alone.
         """
         text = (ROOT / "csrc" / file).read_text()
         assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {file}"
@@ -64,6 +65,7 @@ class DeviceModule:
         unit = unit or Path(file).name
         source = planted / "program" / unit
         changed = self._harness.compile(source, kind, *self._flags, include=source.parent)
+        kind = whole(kind)
         kept = [o for s, o in zip(sources(), self._objects(kind), strict=True) if s != unit]
         return self._link(kind, [changed, *kept])
 

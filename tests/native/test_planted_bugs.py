@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 
 import pytest
-from native.harness import COMPILER, HERE, KERNELS, ORDERS, SANITIZERS, Harness
+from native.harness import COMPILER, HERE, KERNELS, ORDERS, SANITIZERS, Harness, planted
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
@@ -90,7 +90,7 @@ BUGS = [
         "filter_normalize.cu",
         "warps[threadIdx.x / 32] = mine",
         "warps[threadIdx.x / 32 + 1] = mine",
-        "address",
+        "memory",
         says="global-buffer-overflow|insufficient space",
     ),
     Bug(
@@ -98,7 +98,7 @@ BUGS = [
         "filter_normalize.cu",
         "return full < entries ? full : entries;",
         "return full < entries ? entries : full;",
-        "address",
+        "memory",
         says="heap-buffer-overflow",
     ),
     Bug(
@@ -122,7 +122,7 @@ BUGS = [
         "filter_normalize.cu",
         "k * args.num_params;",
         "static_cast<int>(k) * static_cast<int>(args.num_params);",
-        "address",
+        "undefined",
         wide=True,
         says="signed integer overflow",
     ),
@@ -131,7 +131,7 @@ BUGS = [
         "filter_normalize.cpp",
         "? static_cast<const T*>(args.directions) + k * args.num_params",
         "? static_cast<const T*>(args.directions) + int(k) * int(args.num_params)",
-        "address",
+        "undefined",
         wide=True,
         says="signed integer overflow",
     ),
@@ -148,7 +148,7 @@ BUGS = [
         "filter_normalize.cpp",
         "i + kLanes <= n; i += kLanes",
         "i < n; i += kLanes",
-        "address",
+        "memory",
         says="buffer-overflow",
     ),
     Bug(
@@ -156,7 +156,7 @@ BUGS = [
         "filter_normalize.cpp",
         "return {entry_of(run, e), rest < left ? rest : left};",
         "return {entry_of(run, e), rest};",
-        "address",
+        "memory",
         says="buffer-overflow",
     ),
     Bug(
@@ -164,7 +164,7 @@ BUGS = [
         "perturb.cu",
         "j < kPerThread && i < last;",
         "j < kPerThread;",
-        "address",
+        "memory",
         says="buffer-overflow|out of bounds",
     ),
     Bug(
@@ -180,7 +180,7 @@ BUGS = [
         "double sum = center[i];",
         "double sum = (args.num_params > i + 1) ? double(float(*reinterpret_cast<const "
         "double*>(center + i))) : 0.0;",
-        "address",
+        "undefined",
         says="misaligned address",
     ),
     Bug(
@@ -188,7 +188,7 @@ BUGS = [
         "perturb.cu",
         "directions[k * args.num_params + i]",
         "directions[int(k) * int(args.num_params) + i]",
-        "address",
+        "undefined",
         wide=True,
         says="signed integer overflow",
     ),
@@ -197,7 +197,7 @@ BUGS = [
         "perturb.cpp",
         "d[k * stride + i]",
         "d[int(k) * int(stride) + i]",
-        "address",
+        "undefined",
         wide=True,
         says="signed integer overflow",
     ),
@@ -214,7 +214,7 @@ BUGS = [
         "gaussian.cu",
         "if (index + 1 - args.offset < num) ",
         "",
-        "address",
+        "memory",
         says="buffer-overflow",
     ),
     Bug(
@@ -222,7 +222,7 @@ BUGS = [
         "gaussian.cu",
         "if (index >= args.offset) ",
         "",
-        "address",
+        "memory",
         says="buffer-overflow",
     ),
     Bug(
@@ -238,7 +238,7 @@ BUGS = [
         "gaussian.cpp",
         "j < 2 * kPairs && i < last;",
         "j < 2 * kPairs;",
-        "address",
+        "memory",
         says="buffer-overflow",
     ),
     Bug(
@@ -285,7 +285,7 @@ BUGS = [
         "orthogonalize.cu",
         "static_cast<int>(left < kDotChunk ? left : kDotChunk)",
         "static_cast<int>(kDotChunk)",
-        "address",
+        "memory",
         says="buffer-overflow",
     ),
     Bug(
@@ -300,7 +300,7 @@ BUGS = [
         "orthogonalize.cpp",
         "load(w + i + v * kWide, a);",
         "load(w + i + v * kWide + kDotChunk, a);",
-        "address",
+        "memory",
         says="buffer-overflow",
     ),
     Bug(
@@ -308,7 +308,7 @@ BUGS = [
         "orthogonalize.cpp",
         "take<1>(chunk.wide, c + k, chunk.q + k * chunk.stride",
         "take<1>(chunk.wide, c + k, chunk.q + int(k) * int(chunk.stride)",
-        "address",
+        "undefined",
         wide=True,
         says="signed integer overflow",
     ),
@@ -317,7 +317,7 @@ BUGS = [
         "orthogonalize.cpp",
         "begin = s * kDotChunk,",
         "begin = int(s) * int(kDotChunk),",
-        "address",
+        "undefined",
         wide=True,
         says="signed integer overflow",
     ),
@@ -327,7 +327,7 @@ EVERYDAY = {"missing barrier before the read", "wrong warp mask", "wrong tensor 
 
 @pytest.fixture(scope="session")
 def harness(tmp_path_factory):
-    return Harness(tmp_path_factory.mktemp("native"))
+    return Harness.shared(tmp_path_factory)
 
 
 @pytest.mark.timeout(600)
@@ -345,13 +345,7 @@ def test_the_kernels_pass_every_check(harness, kind):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "bug",
-    [
-        pytest.param(b, id=b.name, marks=[] if b.name in EVERYDAY else pytest.mark.slow)
-        for b in BUGS
-    ],
-)
+@pytest.mark.parametrize("bug", planted(BUGS, lambda bug: (bug.file, bug.kind), EVERYDAY))
 def test_a_planted_bug_is_caught(harness, bug, tmp_path):
     source = tmp_path / "kernels"
     shutil.copytree(KERNELS, source)

@@ -90,7 +90,7 @@ FAULTS = [
     ),
     Planted(
         "fault 4", "a torn line stays", "landscapex/storage/journal.py",
-        "                os.truncate(path, contents.end)\n",
+        "            os.truncate(path, contents.end)\n",
         "",
         JOURNAL + "test_fault_04_a_torn_line_is_cut_at_every_length",
     ),
@@ -126,8 +126,8 @@ FAULTS = [
     ),
     Planted(
         "fault 6", "the lock of a living process is taken", "landscapex/storage/lock.py",
-        "            if holder is not None and not _is_stale(holder):\n",
-        "            if False:\n",
+        "    return start is None or bool(start and holder[\"start\"] and start != holder[\"start\"])\n",
+        "    return True\n",
         LOCK + "test_fault_06_a_second_writer_fails_at_once",
     ),
     Planted(
@@ -135,6 +135,24 @@ FAULTS = [
         "    return start is None or bool(start and",
         "    return bool(start and",
         LOCK + "test_fault_06_the_lock_of_a_dead_process_is_stale",
+    ),
+    Planted(
+        "fault 6", "a process of another container counts as dead", "landscapex/storage/lock.py",
+        "        return alone is True\n",
+        "        return True\n",
+        LOCK + "test_fault_06_without_advisory_locks_it_works_all_the_same",
+    ),
+    Planted(
+        "fault 6", "a live process lets its lock go", "landscapex/storage/lock.py",
+        "                self._descriptor = descriptor\n",
+        "",
+        LOCK + "test_fault_06_containers_with_one_name_see_each_others_locks",
+    ),
+    Planted(
+        "fault 6", "a result is written while others join it", "landscapex/storage/opening.py",
+        "    with _exclusive(store.check_path(path)):\n",
+        "    with contextlib.nullcontext():\n",
+        SHARDS + "test_nobody_else_joins_while_a_whole_run_is_put_away",
     ),
     Planted(
         "fault 7", "a damaged result is read", "landscapex/storage/store.py",
@@ -261,14 +279,32 @@ FAULTS = [
     ),
     Planted(
         "fault 20", "short memory ends an evaluation", "landscapex/engine/eager.py",
-        "if not memory.is_short(error) or not self._take_less(error):",
-        "if memory.is_short(error) or not self._take_less(error):",
+        "        if not memory.is_short(error):\n",
+        "        if memory.is_short(error):\n",
         SHORT_MEMORY + "test_fault_20_batches_are_halved_until_there_is_room",
     ),
     Planted(
+        "fault 20", "short memory ends a gradient", "landscapex/engine/eager.py",
+        "                most = self._fewer(error, self.data, most)\n",
+        "                most = None\n",
+        SHORT_MEMORY + "test_fault_20_gradients_are_summed_over_pieces_for_which_there_is_room",
+    ),
+    Planted(
+        "fault 20", "the batches of batch norm are cut", "landscapex/engine/eager.py",
+        '        if self.bn != "eval" and self._norms:\n',
+        "        if False:\n",
+        SHORT_MEMORY + "test_fault_20_batch_statistics_are_those_of_whole_batches",
+    ),
+    Planted(
+        "fault 20", "the data to blame are not named", "landscapex/engine/eager.py",
+        "        batches = data[self._at]\n",
+        "        batches = next(iter(data.values()))\n",
+        SHORT_MEMORY + "test_fault_20_of_several_data_the_ones_that_cannot_be_cut_are_named",
+    ),
+    Planted(
         "fault 20", "samples that meet are parted", "landscapex/engine/layout.py",
-        "    return _same_samples(expected, found, alone)\n",
-        "    return True\n",
+        "                _same_samples(expected, outputs(map_leaves(batch, itemgetter(s))), s)\n",
+        "                True\n",
         SHORT_MEMORY + "test_fault_20_batches_that_cannot_be_cut_are_an_error_that_helps",
     ),
     Planted(
@@ -315,8 +351,8 @@ FAULTS = [
     ),
     Planted(
         "fault 22", "a part is taken for the whole", "landscapex/storage/opening.py",
-        "        if not surface.complete and not _is_finished(result, header):\n",
-        "        if False:\n",
+        "    return surface.complete or _is_finished(result, header)\n",
+        "    return True\n",
         SHARDS + "test_fault_22_merge_says_whose_points_are_missing",
     ),
     Planted(
@@ -330,6 +366,12 @@ FAULTS = [
         'if self.bn == "eval" or not str(error).startswith(_ONE_VALUE):',
         "if True:",
         BATCH_NORM + "test_fault_23_a_batch_of_one_sample_has_no_variance",
+    ),
+    Planted(
+        "fault 23", "words of the user are explained away", "landscapex/engine/eager.py",
+        "        if not any(id(norm) in passed for norm in self._norms):",
+        "        if False:",
+        BATCH_NORM + "test_fault_23_an_error_outside_of_batch_norm_keeps_its_words",
     ),
     Planted(
         "fault 23", "the statistics of one sample", "landscapex/engine/eager.py",
@@ -420,6 +462,12 @@ FAULTS = [
         "time.monotonic() - self._since > GRACE",
         "time.time() - self._since > GRACE",
         CLOCKS + "test_fault_30_a_stopped_run_has_its_seconds_of_grace",
+    ),
+    Planted(
+        "fault 30", "a run that was stopped gives its time away", "landscapex/grids/filling.py",
+        "min(seconds, self._latest), seconds",
+        "seconds, seconds",
+        TIME_LIMIT + "test_fault_30_a_run_that_was_stopped_for_a_while_uses_the_time_that_is_left",
     ),
     Planted(
         "fault 30", "the time left of a clock that is set", "landscapex/_progress_bar.py",

@@ -84,16 +84,20 @@ class Workspace:
         Raises:
             RuntimeError: If pytest could not run them.
         """
-        arguments = ["-x", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider"]
-        arguments += ["--rootdir", str(self.folder), "-W", "ignore"]
-        arguments += ["--data", str(ROOT.parent / "shared" / "data"), "--", *tests]
         with nullcontext() if native else self._without_libraries():
-            status, said = self._ask(arguments, seconds)
+            status, said = self.outcome(tests, seconds)
         if status is None:
             return f"no end within {seconds} s\n{said}"
         if status not in (0, 1):  # not "tests failed": nothing ran, or pytest itself broke
             raise RuntimeError(f"pytest could not run {tests}, status {status}:\n{said}")
         return said if status else None
+
+    def outcome(self, tests: Sequence[str], seconds: float) -> tuple[int | None, str]:
+        """pytest's exit status, None if the time was not enough, and what it said."""
+        arguments = ["-x", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider"]
+        arguments += ["--rootdir", str(self.folder), "-W", "ignore"]
+        arguments += ["--data", str(ROOT.parent / "shared" / "data"), "--", *tests]
+        return self._ask(arguments, seconds)
 
     def plant(self, planted: Planted) -> bool:
         """Plant a defect, run its test, take the defect out again.
@@ -107,21 +111,28 @@ class Workspace:
         Raises:
             ValueError: If ``old`` is not in the file exactly once.
         """
-        path = self.folder / planted.file
-        text = path.read_text()
+        text = (self.folder / planted.file).read_text()
         if text.count(planted.old) != 1:
             raise ValueError(
                 f"{planted.trap}: `old` must occur once in {planted.file}, got "
                 f"{text.count(planted.old)} times: {planted.old!r}"
             )
+        with self.changed(planted.file, text.replace(planted.old, planted.new)):
+            return self.run([planted.test], native=planted.native) is not None
+
+    @contextmanager
+    def changed(self, file: str, text: str) -> Iterator[None]:
+        """Another text in a file, for a while."""
+        path = self.folder / file
+        before = path.read_text()
         try:
-            path.write_text(text.replace(planted.old, planted.new))
-            # Compiled code is known by size and time of its source: each defect has its own second.
+            path.write_text(text)
+            # Compiled code is known by size and time of its source: each change has its own second.
             second = next(self._plantings)
             os.utime(path, (second, second))
-            return self.run([planted.test], native=planted.native) is not None
+            yield
         finally:
-            path.write_text(text)
+            path.write_text(before)
 
     def _ask(self, arguments: list[str], seconds: float) -> tuple[int | None, str]:
         """How pytest ended, and what it said."""

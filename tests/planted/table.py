@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .curvature import CURVATURE
 from .engine import ENGINE
+from .exports import EXPORTS
 from .faults import FAULTS
 from .studies import STUDIES
 from .traps import TRAPS
 
-TABLE = TRAPS + FAULTS + ENGINE + CURVATURE + STUDIES
+TABLE = TRAPS + FAULTS + ENGINE + CURVATURE + STUDIES + EXPORTS

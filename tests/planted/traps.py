@@ -254,8 +254,8 @@ TRAPS = [
     ),
     Planted(
         "trap 24", "no lock", "landscapex/model/guard.py",
-        "        with self.lock:\n            try:",
-        "        if True:\n            try:",
+        "        while not self.lock.acquire(timeout=_LOOK):\n",
+        "        while not self.lock.acquire(timeout=0):\n            break\n",
         GUARD_EXCLUSIVE + "test_trap_24_two_objectives_of_one_model_share_its_lock",
     ),
     Planted(

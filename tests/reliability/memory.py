@@ -1,13 +1,11 @@
-"""Memory, in figures: with half of what a run wants (R8), and over many evaluations (R4).
+"""Memory of a run: with half of what it wants, and over many evaluations.
 
-`python tests/reliability/memory.py [--evaluations N]` prints a table, and ends with 1 if a promise
-is not kept. Every measurement has a process of its own, because few processes ever get smaller
-again. For Linux: address space is limited, and `/proc` read.
+Every run has a process of its own, because few processes ever get smaller again. For Linux: address
+space is limited, and `/proc` read.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import os
@@ -16,6 +14,7 @@ import resource
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ POINTS = {"eager": 3, "auto": 301}
 WAYS = ("loss", "eager", "compiled")
 SAMPLES = 512
 SIDE = 50  # points of a surface along each axis
-EVALUATIONS = 100_000
 CHOSE = re.compile(r"memory is short: (\d+) samples go through the model at a time")
 
 
@@ -58,7 +56,7 @@ class Halved:
 # --- in a process of its own
 
 
-def wide() -> lx.Objective:
+def wide(samples: int) -> lx.Objective:
     """A network with 16 MB of activations per layer for one batch, as the user made it."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(
@@ -69,7 +67,7 @@ def wide() -> lx.Objective:
         torch.nn.Flatten(),
         torch.nn.Linear(4 * 16 * 16, 10),
     )
-    images, labels = torch.randn(SAMPLES, 1, 16, 16), torch.randint(10, (SAMPLES,))
+    images, labels = torch.randn(samples, 1, 16, 16), torch.randint(10, (samples,))
     return lx.Objective(model, [(images, labels)], "cross_entropy")
 
 
@@ -81,9 +79,9 @@ def tiny() -> lx.Objective:
     return lx.Objective(model, data, "cross_entropy")
 
 
-def run_within(room: int, engine: str) -> dict[str, Any]:
+def run_within(room: int, engine: str, samples: int) -> dict[str, Any]:
     """A line with `room` bytes of address space beyond those of its process; 0 for no limit."""
-    objective = wide()
+    objective = wide(samples)
     lx.line(tiny(), points=2, engine=engine, progress=False)  # what is imported late
     before = status("VmSize")
     if room:
@@ -133,20 +131,27 @@ def status(field: str) -> int:
 # --- and who asks for it
 
 
-def ask(*command: object) -> dict[str, Any]:
-    """What a function of this file returns in a fresh process."""
+def ask(function: Callable[..., dict[str, Any]], *arguments: object) -> dict[str, Any]:
+    """What a function of this file returns in a fresh process.
+
+    Raises:
+        RuntimeError: If it raised there.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-    line = [sys.executable, "-P", __file__, *map(str, command)]
+    line = [sys.executable, "-P", __file__, function.__name__, json.dumps(arguments)]
     run = subprocess.run(line, capture_output=True, text=True, env=environment)
     if run.returncode != 0:
-        raise AssertionError(f"{command}: exit code {run.returncode}\n{run.stderr[-3000:]}")
-    return json.loads(run.stdout.splitlines()[-1])
+        raise RuntimeError(
+            f"{function.__name__}{arguments} must end well, got exit status {run.returncode}:\n"
+            f"{run.stderr[-3000:]}"
+        )
+    return json.loads(run.stdout)
 
 
-def halved(engine: str) -> Halved:
+def halved(engine: str, samples: int = SAMPLES) -> Halved:
     """Let a run have half of the memory that it wants."""
-    free = ask("--within", 0, "--by", engine)
-    short = ask("--within", free["wanted"] // 2, "--by", engine)
+    free = ask(run_within, 0, engine, samples)
+    short = ask(run_within, free["wanted"] // 2, engine, samples)
     pairs = zip(free["losses"], short["losses"], strict=True)
     chosen = [int(found[1]) for said in short["said"] if (found := CHOSE.search(said))]
     noted = any("memory was short" in note for note in short["notes"])
@@ -157,46 +162,11 @@ def halved(engine: str) -> Halved:
 
 def growth(evaluations: int, way: str) -> tuple[int, float]:
     """How many evaluations there were, and what resident memory grew by, relative."""
-    found = ask("--often", evaluations, "--by", way)
+    found = ask(evaluate_often, evaluations, way)
     return found["evaluations"], found["after"] / found["before"] - 1
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--evaluations", type=int, default=EVALUATIONS)
-    parser.add_argument("--within", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--often", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--by", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.within is not None or asked.often is not None:
-        torch.set_num_threads(1)
-        few = asked.often is None
-        found = run_within(asked.within, asked.by) if few else evaluate_often(asked.often, asked.by)
-        print(json.dumps(found))
-        return 0
-    return report(asked.evaluations)
-
-
-def report(evaluations: int) -> int:
-    kept = True
-    for engine in POINTS:
-        run = halved(engine)
-        well = run.difference <= TOLERANCE and (run.engine != "eager" or run.batch is not None)
-        kept &= well
-        print(
-            f"R8 {engine:8} wants {run.wanted / 2**20:.0f} MiB; with half of it: engine "
-            f"{run.engine}, {run.batch or 'all'} of {SAMPLES} samples at a time, losses differ by "
-            f"{run.difference:.1e} {'' if well else 'NOT KEPT'}"
-        )
-    for way in WAYS:
-        made, grown = growth(evaluations, way)
-        kept &= grown < GROWTH
-        print(
-            f"R4 {way:8} {made:,} evaluations: resident memory grew by {grown:.2%} "
-            f"{'' if grown < GROWTH else 'NOT KEPT'}"
-        )
-    return 0 if kept else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    torch.set_num_threads(1)
+    asked, given = sys.argv[1:]
+    sys.stdout.write(json.dumps(globals()[asked](*json.loads(given))))

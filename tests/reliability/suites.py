@@ -24,14 +24,14 @@ class Suite:
     """What became of the tests of a process.
 
     Attributes:
-        passed: How many passed.
+        passed: Names of tests that passed.
         failed: Names of tests that failed, or could not be set up.
         skipped: Names of tests that were skipped, each with the reason.
         examples: Inputs that hypothesis drew for each of its tests and that went well, by name.
         seconds: That the process took.
     """
 
-    passed: int
+    passed: tuple[str, ...]
     failed: tuple[str, ...]
     skipped: Mapping[str, str]
     examples: Mapping[str, int]
@@ -46,7 +46,7 @@ class Suite:
         named = f" ({', '.join(self.failed[:3])})" if self.failed else ""
         why = f" ({'; '.join(sorted(set(self.skipped.values())))})" if self.skipped else ""
         return (
-            f"{self.passed} passed, {len(self.failed)} failed{named}, "
+            f"{len(self.passed)} passed, {len(self.failed)} failed{named}, "
             f"{len(self.skipped)} skipped{why}"
         )
 
@@ -87,7 +87,7 @@ def run_tests(*arguments: str) -> Suite:
 
 
 def _read(report: ElementTree.Element, seconds: float) -> Suite:
-    failed, skipped, passed = [], {}, 0
+    passed, failed, skipped = [], [], {}
     for case in report.iter("testcase"):
         name = case.get("name", "")
         if case.find("failure") is not None or case.find("error") is not None:
@@ -95,15 +95,15 @@ def _read(report: ElementTree.Element, seconds: float) -> Suite:
         elif (skip := case.find("skipped")) is not None:
             skipped[f"{case.get('classname')}.{name}"] = skip.get("message", "")
         else:
-            passed += 1
+            passed.append(name)
     examples = {
         name.removeprefix(_STATISTICS): _passing(base64.b64decode(made.get("value", "")).decode())
         for made in report.iter("property")
         if (name := made.get("name", "")).startswith(_STATISTICS)
     }
-    return Suite(passed, tuple(failed), skipped, examples, seconds)
+    return Suite(tuple(passed), tuple(failed), skipped, examples, seconds)
 
 
 def _passing(statistics: str) -> int:
     """Examples that went well, in all phases, by the words of hypothesis."""
-    return sum(map(int, re.findall(r"(\d+) passing examples", statistics)))
+    return sum(map(int, re.findall(r"(\d+) passing\b", statistics)))
