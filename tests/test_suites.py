@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pytest
 from hypothesis import settings
 from reliability import suites
 from reliability.suites import run_tests
 
-SUITE = """
-import pytest, landscapex
-from hypothesis import given, settings, strategies as st
+# indented: it is no test file that a search for properties may find
+SUITE = textwrap.dedent("""
+    import pytest, landscapex
+    from hypothesis import given, settings, strategies as st
 
-def test_passes(): pass
-def test_fails(): assert False
-@pytest.fixture
-def broken(): raise ValueError
-def test_cannot_start(broken): pass
-@pytest.mark.skip(reason="needs the moon")
-def test_waits(): pass
-@settings(max_examples=7)
-@given(st.integers(0, 10**6))
-def test_draws(n): pass
-"""
+    def test_passes(): pass
+    def test_fails(): assert False
+    @pytest.fixture
+    def broken(): raise ValueError
+    def test_cannot_start(broken): pass
+    @pytest.mark.skip(reason="needs the moon")
+    def test_waits(): pass
+    @settings(max_examples=7)
+    @given(st.integers(0, 10**6))
+    def test_draws(n): pass
+""")
 
 
 def test_what_became_of_tests_is_counted(tmp_path):

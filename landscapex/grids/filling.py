@@ -87,8 +87,8 @@ def fill_grid(
     began = time.monotonic()
     earlier = read_earlier(options)
     with (
-        _thread_count(options.threads or earlier.threads),
         Interrupts() as interrupts,
+        _thread_count(options.threads or earlier.threads),
         objective.session(_center(options), layout=earlier.layout) as session,
     ):
         computed = quantity(session)

@@ -16,6 +16,9 @@ TITLES = {
     "test_planted_bugs.py": "operators, CPU and emulated CUDA kernels",
     "test_program_sanitized.py": "grid program, CPU kernels",
     "test_device_sanitized.py": "grid program, emulated CUDA kernels",
+    "test_device_contraction.py": "contraction, emulated CUDA kernel",
+    "test_device_tensor_cores.py": "contraction, emulated tensor cores",
+    "test_device_planted.py": "grid program, what its own tests find",
 }
 PLANTED = ("planted", "caught", "catches")  # words of tests that plant a bug
 EVERYDAY = 0.5  # shares below take the tests of every day, which are not those of most sanitizers
@@ -32,6 +35,7 @@ def measure(share: float) -> Iterator[Figure]:
     """
     chosen = ("-m", "not slow") if share < EVERYDAY else ()
     files = [ROOT / "tests/native/test_planted_bugs.py", *ROOT.glob("tests/test_*sanitized*.py")]
+    files += [ROOT / "tests" / name for name in TITLES if not any(f.name == name for f in files)]
     for path in files[:1] if chosen else files:
         found = run_tests(str(path), "-o", "timeout=3600", *chosen)
         yield from _figures(TITLES.get(path.name, path.name), found)
