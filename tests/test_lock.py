@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from storage import (
@@ -163,6 +165,10 @@ def test_fault_06_a_lock_that_somebody_was_faster_to_take_over_is_respected(
         lock_of(out, host="elsewhere")
         return True
 
+    # it is stopped for ten seconds whenever it looks at the clock, and has not waited for that
+    clock = itertools.count(step=10.0)
+    stopped = SimpleNamespace(**{**vars(time), "monotonic": lambda: next(clock)})
+    monkeypatch.setattr(lock, "time", stopped)
     monkeypatch.setattr(lock, "_lock_others_out", somebody_is_faster)
     with pytest.raises(OutputError, match="on elsewhere has been writing it"):
         Journal.open(out, HEADER)

@@ -10,11 +10,13 @@ import os
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from landscapex.storage.files import fail, write_all
 
+_PAUSE: Final = 0.01  # seconds
 _PATIENCE: Final = 2.0  # seconds; making or removing a lock file takes microseconds
 
 
@@ -109,8 +111,7 @@ def remove_stale_lock(path: Path) -> None:
     Args:
         path: The lock file; it need not exist.
     """
-    deadline = time.monotonic() + _PATIENCE
-    while True:
+    for late in _looks():
         try:
             descriptor = os.open(path, os.O_RDWR)
         except OSError:
@@ -125,7 +126,6 @@ def remove_stale_lock(path: Path) -> None:
             if not _same_file(path, descriptor):
                 return
             holder = _parse_holder(os.pread(descriptor, 4096, 0))
-            late = time.monotonic() > deadline
             if late or (holder is not None and alone is not False):
                 # An empty lock is being written at this moment, or its process died doing so.
                 if alone is not False if holder is None else _is_stale(holder, alone=alone):
@@ -135,7 +135,6 @@ def remove_stale_lock(path: Path) -> None:
             return
         finally:
             os.close(descriptor)
-        time.sleep(0.02)
 
 
 def _refuse(path: Path, purpose: Path, holder: dict[str, Any]) -> NoReturn:
@@ -219,11 +218,24 @@ def _exclude_others(descriptor: int) -> None:
     Raises:
         BlockingIOError: If somebody else keeps it for longer than it takes to look at the file.
     """
-    deadline = time.monotonic() + _PATIENCE
-    while _lock_others_out(descriptor) is False:
-        if time.monotonic() > deadline:
+    for late in _looks():
+        if _lock_others_out(descriptor) is not False:
+            return
+        if late:
             raise BlockingIOError(errno.EWOULDBLOCK, "somebody else keeps the lock file locked")
-        time.sleep(0.005)
+
+
+def _looks() -> Iterator[bool]:
+    """Look again and again, with a pause between; counted, as who was stopped has not waited.
+
+    Yields:
+        Whether this is the last time.
+    """
+    count = round(_PATIENCE / _PAUSE)
+    for _ in range(count):
+        yield False
+        time.sleep(_PAUSE)
+    yield True
 
 
 def _lock_others_out(descriptor: int) -> bool | None:
