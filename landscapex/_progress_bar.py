@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import warnings
@@ -23,16 +24,23 @@ def progress_bar(*args: Any, **options: Any) -> Any:
 
     Args:
         *args: Of `tqdm.auto.tqdm`.
-        **options: Of `tqdm.auto.tqdm`.
+        **options: Of `tqdm.auto.tqdm`. Where nobody sees the bar move, it is written every ten
+            seconds unless they say otherwise: lines of a log file stay.
 
     Returns:
         The bar.
     """
     _leave_the_lock_of_others()
+    options.setdefault("mininterval", 0.1 if _watched() else 10.0)
     bar = tqdm(*args, **options)
     bar._time = time.monotonic  # else that of the wall, which may jump by hours
     bar.start_t = bar.last_print_t = bar._time()
     return bar
+
+
+def _watched() -> bool:
+    """Whether somebody sees the bar move: a terminal or a notebook."""
+    return (sys.stderr is not None and sys.stderr.isatty()) or "ipykernel" in sys.modules
 
 
 def _leave_the_lock_of_others() -> None:

@@ -29,7 +29,8 @@ from landscapex.errors import (
     DirectionError,
 )
 from landscapex.model.drawn import Drawn, draw_entry
-from landscapex.model.parameters import Ignore, Normalize, ParameterSpace, unwrap
+from landscapex.model.parameters import Ignore, Normalize, ParameterSpace
+from landscapex.model.states import State, Tensors, tensors_of
 
 if TYPE_CHECKING:
     from landscapex.objective import Objective
@@ -38,6 +39,10 @@ __all__ = [
     "Axis", "Directions", "DrawnDirections", "between", "given", "gradient", "hessian", "load",
     "normalize", "random", "random_in_pieces",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def load(path: str | os.PathLike[str]) -> Directions:
@@ -53,7 +58,7 @@ def random(
     normalize: Normalize | None = "filter",
     ignore: Ignore | None = "bias_bn",
     orthogonalize: bool = False,
-    center: Tensor | None = None,
+    center: State | None = None,
 ) -> Directions:
     r"""Draw Gaussian directions and scale them to the model.
 
@@ -74,7 +79,8 @@ def random(
             option; two such directions are correlated), None normalises each tensor as one filter.
         orthogonalize: Make each direction orthogonal to those before it, after normalising; the
             axes' notes then say what that changed.
-        center: Flat point to scale to, ``(P,)``; None for the live parameters.
+        center: What to scale to: a flat vector ``(P,)``, a state_dict, a module or the path of a
+            checkpoint; None for the live parameters.
 
     Returns:
         ``K = n`` directions ``(n, P)``; a filter that is zero in the model is zero in them.
@@ -111,7 +117,7 @@ def random_in_pieces(
     seed: int = 0,
     normalize: Normalize | None = "filter",
     ignore: Ignore | None = "bias_bn",
-    center: Tensor | None = None,
+    center: State | None = None,
 ) -> DrawnDirections:
     """The directions of `random`, drawn tensor by tensor whenever they are needed.
 
@@ -146,19 +152,19 @@ def random_in_pieces(
             "`normalize` must be 'filter', 'layer', 'weight' or None in pieces, got 'model'."
         )
     space = _space(objective)
-    center = space.gather() if center is None else center
-    return DrawnDirections.of(Drawn(space, n, seed, normalize, ignore, center))
+    at = _flat(space, center)
+    return DrawnDirections.of(Drawn(space, n, seed, normalize, ignore, at))
 
 
 def between(
-    objective: Objective | nn.Module, *models: Any, center: Tensor | None = None
+    objective: Objective | nn.Module, *models: State, center: State | None = None
 ) -> Directions:
     """From the centre to other models: coordinate 1 is the other model's parameters.
 
     Args:
         objective: An `Objective`, or a module.
-        *models: Modules, state_dicts or flat vectors, one per direction.
-        center: Flat point to start from, ``(P,)``; None for the live parameters.
+        *models: Modules, state_dicts, paths of checkpoints or flat vectors, one per direction.
+        center: Where to start from, likewise; None for the live parameters.
 
     Only parameters move. Where the other model has other buffers (batch-norm statistics) or other
     parameters outside the choice, coordinate 1 is not quite the other model: a warning and a note
@@ -179,12 +185,14 @@ def between(
     if not models:
         raise ArgumentError("`models` must hold at least one model, got none.")
     space = _space(objective)
-    start = space.gather() if center is None else center
-    ends = [space.vector(m, what=f"model {k + 1}") for k, m in enumerate(models)]
+    start = _flat(space, center)
+    names = [f"model {k + 1}" for k in range(len(models))]
+    others = [tensors_of(m, space.model, what=w) for m, w in zip(models, names, strict=True)]
+    ends = [space.vector(o, what=w) for o, w in zip(others, names, strict=True)]
     # in float64, rounded once: the end point is met as well as the dtype allows
     vectors = torch.stack([(e.double() - start.double()).to(space.dtype) for e in ends])
     which = [""] if len(models) == 1 else [f" {k + 1}" for k in range(len(models))]
-    notes = [_left_behind(space, m) for m in models]
+    notes = [_left_behind(space, other) for other in others]
     for note in filter(None, notes):
         warn(f"between: {note}.")
     axes = tuple(
@@ -194,12 +202,12 @@ def between(
     return Directions(vectors, axes, layout_of(space))
 
 
-def gradient(objective: Objective, *, center: Tensor | None = None) -> Directions:
+def gradient(objective: Objective, *, center: State | None = None) -> Directions:
     """The gradient of the loss at the centre: coordinate 1 is one whole gradient uphill.
 
     Args:
         objective: What to differentiate.
-        center: Flat point ``(P,)``; None for the live parameters.
+        center: As in `random`.
 
     Returns:
         One direction, not normalised.
@@ -216,7 +224,7 @@ def hessian(
     kind: str = "hessian",
     tol: float | None = None,
     seed: int = 0,
-    center: Tensor | None = None,
+    center: State | None = None,
 ) -> Directions:
     """Eigenvectors of the curvature at the centre: where the loss bends most.
 
@@ -233,7 +241,7 @@ def hessian(
         tol: Of residuals, relative to the largest eigenvalue in size; None for 1e-4 in float32 and
             1e-8 in float64.
         seed: Of start vectors.
-        center: Flat point ``(P,)``; None for the live parameters.
+        center: As in `random`.
 
     Returns:
         Directions of length 1, orthogonal to each other; labels hold the eigenvalues.
@@ -312,7 +320,7 @@ def normalize(
     rule: Normalize | None = "filter",
     *,
     ignore: Ignore | None = None,
-    center: Tensor | None = None,
+    center: State | None = None,
 ) -> Directions:
     """Scale directions to the model, as `random` does.
 
@@ -321,7 +329,8 @@ def normalize(
         objective: An `Objective`, or a module.
         rule: As ``normalize`` of `random`.
         ignore: As in `random`; None also scales biases, each as one filter.
-        center: Flat point to scale to, ``(P,)``; None for the live parameters.
+        center: What to scale to: a flat vector ``(P,)``, a state_dict, a module or the path of a
+            checkpoint; None for the live parameters.
 
     Returns:
         New directions.
@@ -348,21 +357,21 @@ def _scaled(
     rule: Normalize | None,
     ignore: Ignore | None,
     orthogonalize: bool,
-    center: Tensor | None,
+    center: State | None,
 ) -> Directions:
     """Normalise, treat biases, orthogonalise: in place, in this order."""
     _check_ignore(ignore)
     vectors = directions.vectors
-    center = space.gather() if center is None else center
+    at = _flat(space, center)
     zero = 0
     if ignore is not None:
         for e in space.entries:
             if e.is_bias_bn:
-                own = center[e.offset : e.end] if ignore == "copy" else 0.0
+                own = at[e.offset : e.end] if ignore == "copy" else 0.0
                 vectors[:, e.offset : e.end] = own
     if rule is not None:
         runs, groups = space.normalization_table(rule, skip_bias_bn=ignore is not None)
-        norms = _rescale(vectors, center, runs, groups, elementwise=rule == "weight")
+        norms = _rescale(vectors, at, runs, groups, elementwise=rule == "weight")
         zero = int((norms[-1] == 0).sum())
     axes = tuple(
         replace(a, normalize=rule, ignore=ignore, zero_filters=zero) for a in directions.axes
@@ -426,10 +435,8 @@ def _filter_norms(vectors: Tensor, runs: Tensor, groups: Tensor) -> Tensor:
     return _rescale(copied, vectors[0], runs, groups, elementwise=False)[:-1]
 
 
-def _left_behind(space: ParameterSpace, other: Any) -> str:
+def _left_behind(space: ParameterSpace, other: Tensors) -> str:
     """What of another model a line over the chosen parameters does not reach, in words."""
-    if isinstance(other, nn.Module):
-        other = unwrap(other).state_dict()
     if not isinstance(other, Mapping):
         return ""
     mine = {**dict(space.model.named_buffers()), **dict(space.model.named_parameters())}
@@ -448,6 +455,13 @@ def _left_behind(space: ParameterSpace, other: Any) -> str:
         f"the other model differs in {len(differing)} tensors that do not move ({shown}): "
         "those of this model are used at every point"
     )
+
+
+def _flat(space: ParameterSpace, center: State | None) -> Tensor:
+    """The point that directions are scaled to, or start from."""
+    if center is None or isinstance(center, Tensor):
+        return space.gather() if center is None else center
+    return space.vector(tensors_of(center, space.model, what="`center`"), what="`center`")
 
 
 def _space(objective: Objective | nn.Module) -> ParameterSpace:

@@ -46,6 +46,7 @@ from landscapex._batch import (
 from landscapex.errors import ArgumentError, ArgumentTypeError, DataError, EmptyDataError
 
 CACHES = ("auto", "device", "host", "none")
+FROZEN = "was frozen"  # how notes on data end that another reading would find different
 _BATCH_BYTES = 1 << 19  # of a batch of tensors: small enough for a cache, large enough for a call
 _BATCH_SAMPLES = (32, 2048)  # but never fewer or more than this
 _DATASET_BATCH = 64  # for datasets, whose samples are not known before they are read
@@ -453,16 +454,15 @@ def _reading_notes(source: Iterable[Batch], once: bool, reading: _Reading) -> li
         return notes
     frozen = reading.cache != "none"
     if (sampler := _sampler(source)) is not None:
-        order = "its first order was frozen" if frozen else "every pass must have the same order"
+        order = f"its first order {FROZEN}" if frozen else "every pass must have the same order"
         notes.append(f"the loader shuffles ({type(sampler).__name__}): {order}")
     if isinstance(source.dataset, IterableDataset):
         return notes
     available = len(source.dataset)  # type: ignore[arg-type]
     if (dropped := _left_out(source, available)) > 0:
         notes.append(f"the loader leaves out {dropped} of the {available} samples of its dataset")
-    # With workers the dataset may never have been opened in this process, and must not be now.
-    if frozen and source.num_workers == 0 and _augments(source.dataset, available):
-        notes.append("the dataset draws its samples at random: the first draw was frozen")
+    if frozen and _augments(source, available):
+        notes.append(f"the dataset draws its samples at random: the first draw {FROZEN}")
     return notes
 
 
@@ -475,12 +475,23 @@ def _left_out(loader: DataLoader[Any], available: int) -> int:
     return available - used
 
 
-def _augments(dataset: Any, length: int) -> bool:
+def _augments(loader: DataLoader[Any], length: int) -> bool:
     """Read a few samples twice: two draws that differ mean augmentation."""
+    probed = [[index] for index in range(min(_PROBED_SAMPLES, length)) for _ in range(2)]
     with contextlib.suppress(Exception):  # a dataset that only its own sampler can index
-        for index in range(min(_PROBED_SAMPLES, length)):
-            if digest(dataset[index]) != digest(dataset[index]):
-                return True
+        # With workers the dataset may never have been opened in this process, and must not be now;
+        # one reads both draws, for two of them draw differently.
+        again = DataLoader(
+            loader.dataset,
+            batch_sampler=probed,
+            collate_fn=list,
+            num_workers=min(loader.num_workers, 1),
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            timeout=loader.timeout,
+        )
+        draws = [digest(samples) for samples in again]
+        return draws[::2] != draws[1::2]
     return False
 
 

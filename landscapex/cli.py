@@ -22,8 +22,10 @@ import typer
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
+    CorruptFileError,
     LandscapexError,
     LandscapexWarning,
+    ResumeMismatchError,
     Terminated,
     TimeLimitWarning,
 )
@@ -173,14 +175,19 @@ def surface(
     from landscapex.grids.time_limit import parse_time_limit
 
     seconds = parse_time_limit(time_limit)
-    with _resumable(out):
+    named = directions in ("random", "hessian")
+    if not named and not os.path.exists(directions):
+        raise ArgumentError(
+            "`--directions` must be random, hessian or a file that Directions.save wrote, got "
+            f"{directions!r}: there is no such file."
+        )
+    with _resumable(out), _options_named():
         model, data, loss = _call_on_own_device(target)
         if checkpoint is not None:
             from landscapex.storage import checkpoints
 
             checkpoints.load(model, checkpoint)
         objective = lx.Objective(model, data, loss, bn=bn.value, metrics=tuple(metric or ()))
-        named = directions in ("random", "hessian")
         chosen = directions if named else lx.Directions.load(directions)
         result = lx.surface(
             objective,
@@ -207,7 +214,11 @@ def surface(
 def show(
     file: Annotated[Path, typer.Argument(help="A result, or the journal of a run still going.")],
     out: Annotated[
-        Path | None, typer.Option(help="Picture to write (png, pdf, svg). Default: FILE as .png.")
+        Path | None,
+        typer.Option(
+            help="Picture to write: .png, .pdf, .svg or another that Matplotlib knows. "
+            "Default: FILE as .png."
+        ),
     ] = None,
     kind: Annotated[Picture | None, typer.Option(help="Default: line if 1-D.")] = None,
     column: Annotated[str, typer.Option(help="What to draw: loss, accuracy, ...")] = "loss",
@@ -309,6 +320,12 @@ def _call(target: str) -> tuple[Any, Any, Any]:
             f"`MODULE:FUNCTION` must name a module and a function in it, as in "
             f"`train:build` for build() in train.py, got {target!r}."
         )
+    if name.endswith(".py") and os.path.isfile(name):
+        plain = name.removesuffix(".py")
+        raise ArgumentError(
+            f"`MODULE:FUNCTION` must name a module, without .py: `{plain}:{function}`, got "
+            f"{target!r}."
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -368,6 +385,7 @@ def _resumable(out: Path) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", TimeLimitWarning)
+            warnings.filterwarnings("ignore", "stopped by SIGTERM", LandscapexWarning)  # see below
             yield
     except (KeyboardInterrupt, Terminated, TimeLimitWarning) as stop:
         rank = this_rank()
@@ -382,6 +400,16 @@ def _resumable(out: Path) -> Iterator[None]:
         typer.echo(f"Go on with: {again}", err=True)
         status = {Terminated: 143, TimeLimitWarning: 75 if rank is None else 0}
         raise typer.Exit(status.get(type(stop), 130)) from None
+
+
+@contextmanager
+def _options_named() -> Iterator[None]:
+    """Errors name the arguments of functions; say what the options are called here."""
+    try:
+        yield
+    except (ResumeMismatchError, CorruptFileError) as error:
+        text = str(error).replace("resume=False", "--no-resume").replace("`out`", "`--out`")
+        raise type(error)(text) from error
 
 
 def _command(*arguments: str | Path) -> str:

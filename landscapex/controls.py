@@ -19,6 +19,7 @@ from landscapex._directions import Axis, Directions, layout_of
 from landscapex._draws import gaussian_
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.model.parameters import ParameterSpace, unwrap
+from landscapex.model.states import named_tensors
 from landscapex.objective import Objective
 from landscapex.studies.residuals import (
     Line,
@@ -28,7 +29,6 @@ from landscapex.studies.residuals import (
     solution_of,
     split_points,
 )
-from landscapex.studies.segment import named_tensors
 from landscapex.trajectories.plane import Trajectory, trajectory
 
 _CONDITION = 1e3  # of the default bowl

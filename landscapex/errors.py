@@ -91,6 +91,10 @@ class CorruptFileError(LandscapexError, OSError):
     """A file is damaged, or is not one of ours."""
 
 
+class MissingFileError(CorruptFileError, FileNotFoundError):
+    """A file to be read does not exist."""
+
+
 class OutputError(LandscapexError, OSError):
     """A result cannot be written where it was asked for."""
 

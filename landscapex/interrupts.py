@@ -10,11 +10,27 @@ import time
 from types import FrameType
 from typing import Any, Literal
 
-from landscapex.errors import Terminated
+from landscapex._warnings import warn
+from landscapex.errors import LandscapexWarning, Terminated
 
 GRACE = 1.5  # seconds that the point at hand may still take; a batch system kills soon after
 _SOON = 1e-3  # seconds
 _CONTEXTS = contextlib.contextmanager.__code__.co_filename
+
+
+def terminated(message: str, *, surface: Any = None) -> Terminated:
+    """What SIGTERM raises; a warning says what Python does not, which ends without a word.
+
+    Args:
+        message: What was kept, and how to go on.
+        surface: What was kept.
+
+    Returns:
+        The exception.
+    """
+    with contextlib.suppress(LandscapexWarning):  # of a filter that makes errors of warnings
+        warn(message)
+    return Terminated(message, surface=surface)
 
 
 class Abandon(BaseException):
@@ -83,7 +99,7 @@ class Interrupts:
                 previous(signum, frame)
                 return
             if signum == signal.SIGTERM:
-                raise Terminated("stopped by SIGTERM before the first point.")
+                raise terminated("stopped by SIGTERM before the first point.")
             raise KeyboardInterrupt
         if self.signum is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt

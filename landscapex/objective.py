@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,9 @@ from landscapex.model.guard import exclusive
 from landscapex.model.parameters import ParameterSpace
 from landscapex.model.selection import Selection, refuse_sparse_buffers
 from landscapex.session import Point, Session
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 _FREEZE_SEED = 0  # shuffling and augmentation are the same in every process that resumes
 
@@ -154,7 +159,8 @@ class Objective:
         """The loss at a point.
 
         Args:
-            point: None for the live parameters, a flat vector ``(P,)``, or a state_dict.
+            point: None for the live parameters, a flat vector ``(P,)``, a state_dict, the path of a
+                checkpoint, or a module.
 
         Returns:
             The mean over all samples, summed in float64.
@@ -196,12 +202,28 @@ class Objective:
             ArgumentError: With ``bn="recompute"``, whose statistics depend on the parameters, and
                 inside ``torch.inference_mode()``.
         """
-        if torch.is_inference_mode_enabled():
-            raise ArgumentError("a gradient must be taken outside torch.inference_mode().")
-        if self.bn == "recompute" and batch_norms(self.model):
-            raise ArgumentError("`bn` must be 'eval' or 'batch' for a gradient, got 'recompute'.")
+        self.check_differentiable("a gradient")
         with self.session(point) as session:
             return session.gradient()
+
+    def check_differentiable(self, what: str) -> None:
+        """Refuse derivatives where they would be those of another function than the loss.
+
+        Args:
+            what: Is taken, for the error.
+
+        Raises:
+            ArgumentError: With ``bn="recompute"`` if there is batch norm: a derivative would hold
+                the statistics, which change with the parameters along any line. And inside
+                ``torch.inference_mode()``.
+        """
+        if torch.is_inference_mode_enabled():
+            raise ArgumentError(f"{what} must be taken outside torch.inference_mode().")
+        if self.bn == "recompute" and batch_norms(self.model):
+            raise ArgumentError(
+                f"`bn` must be 'eval' or 'batch' for {what}, got 'recompute', whose statistics "
+                "change with the parameters: that change is not differentiated."
+            )
 
     @contextlib.contextmanager
     def session(self, center: Point = None, *, layout: Layout | None = None) -> Iterator[Session]:
@@ -258,6 +280,34 @@ def _generators(data: Any) -> list[torch.Generator]:
         id(g): g for o in owners if isinstance(g := getattr(o, "generator", None), torch.Generator)
     }
     return list(found.values())
+
+
+def names_objective_options(
+    function: Callable[_Arguments, _Result],
+) -> Callable[_Arguments, _Result]:
+    """Let a function say of options that it does not have that they are those of an `Objective`.
+
+    Args:
+        function: Takes a module or an `Objective` first.
+
+    Returns:
+        The same function, with that error in place of Python's own.
+    """
+    own = inspect.signature(function).parameters
+    theirs = inspect.signature(Objective).parameters
+
+    @functools.wraps(function)
+    def called(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if names := [name for name in kwargs if name in theirs and name not in own]:
+            options = ", ".join(f"{name}=..." for name in names)
+            raise ArgumentTypeError(
+                f"`{'`, `'.join(names)}` must be given to an Objective, got as an option of "
+                f"{function.__name__}: write lx.{function.__name__}(lx.Objective(model, data, "
+                f"loss, {options}), ...)."
+            )
+        return function(*args, **kwargs)
+
+    return called
 
 
 def bind(

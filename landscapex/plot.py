@@ -327,8 +327,8 @@ def slices(
         surface: A result with three axes.
         column: What to draw.
         axis: The name of the axis that is cut; by default the last one.
-        count: How many slices; all if there are fewer. The slice through the centre is always one
-            of them if the grid has it.
+        count: How many slices; all if there are fewer; the default title says how many of how
+            many. The slice through the centre is always one of them if the grid has it.
         scale: "auto", "linear", "log" or "symlog", chosen for all slices together.
         levels: As in `contour`.
         title: Above all panels; None for a default, "" for none.
@@ -349,10 +349,12 @@ def slices(
     if count < 1:
         raise ArgumentError(f"`count` must be at least 1, got {count}.")
     cut = names.index(axis) if axis is not None else 2
-    panels = [slice_of(surface, column, cut, k) for k in slice_indices(surface.axes[cut], count)]
     info = surface.axes[cut]
+    panels = [slice_of(surface, column, cut, k) for k in slice_indices(info, count)]
     default = _title(title, [surface], [column])
     symbol = f"{GREEK.get(info.name, info.name)}: {info.label}, {info.unit}".rstrip(", ")
+    if len(panels) < len(info.values):
+        symbol += f"; {len(panels)} of {len(info.values)} slices"
     text = "\n".join(t for t in (default, symbol) if t) if title != "" else ""
     return panels_figure(panels, scale, levels, text)
 
@@ -420,6 +422,10 @@ def save(figure: Figure, path: str | os.PathLike[str], *, dpi: float = 150.0) ->
         )
     replace_file(check_path(target), picture_bytes(figure, suffix, dpi=dpi))
     return target
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def _title(title: str | None, surfaces: Sequence[Surface], columns: Sequence[str]) -> str:

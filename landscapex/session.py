@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from landscapex.batches import FrozenBatches
 from landscapex.engine.choice import Choice, Region, choose
@@ -22,12 +22,13 @@ from landscapex.errors import (
 )
 from landscapex.model.determinism import name_culprit
 from landscapex.model.guard import Snapshot
-from landscapex.model.parameters import Steps, unwrap
+from landscapex.model.parameters import Steps
+from landscapex.model.states import State, Tensors, tensors_of
 
 if TYPE_CHECKING:
     from landscapex.objective import Objective
 
-Point = None | Tensor | Mapping[str, Tensor] | nn.Module
+Point = State | None
 
 REPEAT_TOLERANCE = 1e-6  # relative difference of two evaluations of the centre
 
@@ -52,8 +53,9 @@ class Session:
         self.closed = False
         self.center = snapshot.center
         if center is not None:
-            self.center = self.space.vector(center, what="`center`")
-            self._adopt(center)
+            tensors = tensors_of(center, self.space.model, what="`center`")
+            self.center = self.space.vector(tensors, what="`center`")
+            self._adopt(tensors)
             self.snapshot.move(self.center, self.center[None][:0], [])
         if not objective.allow_nonfinite:
             self._refuse_nonfinite()
@@ -155,10 +157,8 @@ class Session:
                 "a session must be used inside its `with` block, got a call after its end."
             )
 
-    def _adopt(self, center: Point) -> None:
-        """Buffers and parameters outside the choice, from a state_dict or module."""
-        if isinstance(center, nn.Module):
-            center = unwrap(center).state_dict(keep_vars=True)
+    def _adopt(self, center: Tensors) -> None:
+        """Buffers and parameters outside the choice, where they have names."""
         if not isinstance(center, Mapping):
             return
         model = self.space.model
@@ -174,7 +174,7 @@ class Session:
                         f"`center` must fit the model, got shape {tuple(center[name].shape)} "
                         f"instead of {tuple(target.shape)} for {name}."
                     )
-                target.detach().copy_(center[name])
+                _copy_into(target.detach(), center[name], name)
 
     def _refuse_nonfinite(self) -> None:
         model = self.space.model
@@ -261,6 +261,17 @@ class Session:
         if most is None or most >= max(batches.sizes):
             return []
         return [f"memory was short: {most} samples went through the model at a time"]
+
+
+def _copy_into(target: Tensor, value: Tensor, name: str) -> None:
+    try:
+        target.copy_(value)
+    except RuntimeError as error:  # an expanded buffer cannot be written
+        if not torch.equal(target, value.to(target)):
+            raise ParameterMismatchError(
+                f"`center` must have the model's own values for {name}, whose entries share "
+                "memory and cannot be written, got others; clone it in the model."
+            ) from error
 
 
 def _autocast(device: torch.device) -> str:

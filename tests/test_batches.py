@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from batch_cases import CPU, Squares, data, same, tensors_of
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, get_worker_info
 
 from landscapex import batches as batches_module
 from landscapex.batches import digest, freeze
@@ -32,8 +32,33 @@ def test_trap_19_fault_16_shuffling_and_augmentation_are_frozen(cache):
     assert "draws its samples at random: the first draw was frozen" in text
 
 
-def test_quiet_loaders_have_no_notes():
-    assert freeze(DataLoader(Squares(), batch_size=4), device=CPU).notes == ()
+class Watched(Noisy):
+    """Remembers who reads it."""
+
+    def __init__(self):
+        super().__init__()
+        self.readers = []  # of this process
+
+    def __getitem__(self, index):
+        if get_worker_info() is None:
+            self.readers.append(index)
+        return super().__getitem__(index)
+
+
+def test_trap_19_augmentation_in_workers_is_noticed_there():
+    dataset = Watched()
+    loader = DataLoader(dataset, batch_size=3, shuffle=True, num_workers=2)
+    assert freeze(loader, device=CPU).notes == (
+        "the loader shuffles (RandomSampler): its first order was frozen",
+        "the dataset draws its samples at random: the first draw was frozen",
+    )
+    assert not dataset.readers
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_quiet_loaders_have_no_notes(workers):
+    loader = DataLoader(Squares(), batch_size=4, num_workers=workers)
+    assert freeze(loader, device=CPU).notes == ()
     assert freeze(data(), device=CPU).notes == ()
 
 

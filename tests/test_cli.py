@@ -230,9 +230,23 @@ def test_a_finished_result_is_kept_unless_told_otherwise(command):
     assert Path("surface.nc").stat().st_mtime_ns == before
     status, _, err = command(*arguments, "--seed", 1)
     assert status == 1
-    assert "another run" in err
+    assert "holds the result of another run; pass --no-resume to replace it" in err
+    assert "resume=False" not in err
     assert command(*arguments, "--seed", 1, "--no-resume")[0] == 0
     assert Path("surface.nc").stat().st_mtime_ns > before
+
+
+def test_a_journal_of_another_run_is_refused_in_words_of_the_command_line(command):
+    def stop(progress):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        lx.surface(*user_module().build(), points=3, out="s.nc", progress=False, callback=stop)
+    arguments = ["surface", "train:build", "--points", 3, "--seed", 1, "--out", "s.nc"]
+    status, _, err = command(*arguments)
+    assert status == 1
+    assert "Use another `--out`, delete the journal, or pass --no-resume to start over." in err
+    assert command(*arguments, "--no-resume")[0] == 0
 
 
 @pytest.mark.parametrize("kind", ["contour", "3d", None])
@@ -289,7 +303,8 @@ def test_demo_writes_what_it_says(command):
     ("arguments", "message"),
     [
         (["surface", "train"], "`MODULE:FUNCTION` must name a module and a function"),
-        (["surface", "train.py:build"], "`train.py:build`: there is no module 'train.py' here"),
+        (["surface", "train.py:build"], "must name a module, without .py: `train:build`"),
+        (["surface", "gone.py:build"], "`gone.py:build`: there is no module 'gone' here"),
         (["surface", "tra in:build"], "got 'tra in:build'"),
         (["surface", "absent:build"], "there is no module 'absent' here"),
         (["surface", "train:absent"], "module 'train' has no function 'absent'"),
@@ -305,7 +320,10 @@ def test_demo_writes_what_it_says(command):
         (["surface", "train:build", "--time-limit", "soon"], "`time_limit` must be a number of"),
         (["surface", "train:build", "--metric", "beauty"], "beauty"),
         (["surface", "train:build", "--checkpoint", "absent.pt"], "`checkpoint` must be a file"),
-        (["surface", "train:build", "--directions", "absent.safetensors"], "absent.safetensors"),
+        (
+            ["surface", "train:build", "--directions", "foo"],
+            "`--directions` must be random, hessian or a file that Directions.save wrote, got",
+        ),
         (["surface", "train:build", "--out", "absent/s.nc"], "absent"),
         (["show", "absent.nc"], "absent.nc"),
         (["show", "train.py"], "train.py"),
@@ -368,6 +386,7 @@ def test_fault_02_a_signal_stops_the_run_which_then_goes_on(folder, command, sig
     assert process.returncode == status
     assert "landscapex surface train:slow --points 17x17 --out s.nc" in err.splitlines()[-1]
     assert "Traceback" not in err
+    assert "stopped by SIGTERM" not in err  # it is said once, with the command
     partial = lx.open("s.nc")
     kept = int(partial.evaluated.sum())
     assert 0 < kept < 289

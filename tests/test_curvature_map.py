@@ -152,7 +152,7 @@ def test_points_start_from_the_eigenvectors_at_the_centre():
     assert (result["products"] < 0.7 * result.provenance["center"]["products"]).all()
 
 
-@pytest.mark.parametrize("bn", ["eval", "recompute", "batch"])
+@pytest.mark.parametrize("bn", ["eval", "batch"])
 def test_a_point_has_the_curvature_of_an_operator_made_there(bn):
     """With batch norm, and with parameters of the model outside the objective."""
     model = models.seeded(models.ConvNet).double()

@@ -8,8 +8,8 @@ import warnings
 import models
 import pytest
 import torch
-from curvature_cases import cross_entropy
-from curvature_networks import CLASSIFIERS, SPLIT, Reshaped, Unused, batches_of, compare, made
+from curvature_cases import classifier, cross_entropy
+from curvature_networks import CLASSIFIERS, Reshaped, Unused, batches_of, compare, made
 from curvature_reference import dense_empirical_fisher, dense_ggn, dense_hessian, flat_leaves
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 
 import landscapex as lx
 from landscapex.curvature.operators import hessian
+from landscapex.errors import ArgumentError
 
 # --- Every kind of network -----------------------------------------------------------------------
 
@@ -193,25 +194,46 @@ def test_batch_norm_by_running_statistics_also_in_training_mode():
     assert operator.provenance["batch_norm"] == "running statistics, as constants"
 
 
-@pytest.mark.parametrize("kind", ["hessian", "ggn"])
-def test_batch_norm_by_statistics_recomputed_at_the_point(kind):
+QUIET = {"points": 3, "progress": False}
+WITH_CURVATURE = {
+    "hessian": hessian,
+    "gauss_newton": lambda o: hessian(o, kind="ggn"),
+    "directions": lambda o: lx.directions.hessian(o, 1),
+    "line": lambda o: lx.line(o, directions="hessian", **QUIET),
+    "map": lambda o: lx.curvature_map(o, **QUIET),
+}
+
+
+@pytest.mark.parametrize("ask", WITH_CURVATURE.values(), ids=WITH_CURVATURE)
+def test_batch_norm_by_recomputed_statistics_is_refused(ask):
+    """Its derivatives at constant statistics are not those of the loss that is drawn."""
     model, x, y = made("norms")
-    plain = copy.deepcopy(model).eval()
-    features = plain[0](x)
-    means = [f.mean((0, 2, 3)) for f in features.split(SPLIT)]
-    variances = [f.var((0, 2, 3)) for f in features.split(SPLIT)]
-    plain[1].running_mean = torch.stack(means).mean(0).detach()
-    plain[1].running_var = torch.stack(variances).mean(0).detach()
-    expected = (
-        dense_hessian(plain, [(x, y)], cross_entropy)
-        if kind == "hessian"
-        else dense_ggn(plain, x, "cross_entropy", y)
-    )
     objective = lx.Objective(model, batches_of(x, y), "cross_entropy", bn="recompute")
-    operator = hessian(objective, kind=kind)
-    compare(operator, expected)
-    assert "recomputed" not in operator.provenance["batch_norm"]
-    assert "then constants" in operator.provenance["batch_norm"]
+    before = copy.deepcopy(model.state_dict())
+    message = "`bn` must be 'eval' or 'batch' for curvature, got 'recompute'"
+    with pytest.raises(ArgumentError, match=message):
+        ask(objective)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("bn", ["eval", "batch"])
+def test_curvature_is_that_of_the_loss_whatever_the_statistics(bn):
+    """Second differences of the loss that a surface draws; and first ones for the gradient."""
+    model, x, y = made("norms")
+    objective = lx.Objective(model, batches_of(x, y), "cross_entropy", bn=bn)
+    operator = hessian(objective)
+    v = operator.eigenvalues(1).vectors[0]
+    here, step = objective.space.gather(), 1e-5
+    up, down = (objective.loss(here + sign * step * v) for sign in (1, -1))
+    assert float(operator.gradient @ v) == pytest.approx((up - down) / (2 * step), rel=1e-5)
+    bend = (up - 2 * objective.loss() + down) / step**2
+    assert float(v @ (operator @ v)) == pytest.approx(bend, rel=1e-4)
+
+
+def test_recomputed_statistics_are_no_matter_without_batch_norm():
+    model, x, y = classifier()
+    found = hessian(lx.Objective(model, [(x, y)], "cross_entropy", bn="recompute"))
+    assert found.provenance["batch_norm"] == "no batch norm"
 
 
 def test_batch_norm_by_each_batch_is_differentiated():

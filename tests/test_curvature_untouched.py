@@ -336,10 +336,10 @@ def test_products_inside_and_after_a_session():
     assert all(torch.equal(operator @ v, expected @ v) for operator in made)
 
 
-def test_statistics_are_recomputed_where_a_session_has_moved_the_model():
+def test_products_are_in_evaluation_mode_where_a_session_has_moved_the_model():
     _, x, y = classifier()
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
-    objective = lx.Objective(model, [(x, y)], "cross_entropy", bn="recompute")
+    objective = lx.Objective(model.train(), [(x, y)], "cross_entropy")
     start = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     away = torch.ones_like(start)[None]
     expected = hessian(objective, center=start + away[0])

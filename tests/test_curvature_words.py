@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+import time
+
 import pytest
 import torch
 from curvature_cases import classifier, probe, split
@@ -9,9 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import landscapex as lx
+from landscapex.curvature import operators
+from landscapex.curvature.density import spectral_density
+from landscapex.curvature.diagonal import diagonal
 from landscapex.curvature.lanczos import eigenpairs
 from landscapex.curvature.linear import SymmetricOperator
-from landscapex.curvature.operators import KINDS, hessian
+from landscapex.curvature.operators import KINDS, Curvature, hessian
 from landscapex.curvature.trace import trace
 from landscapex.errors import (
     ArgumentError,
@@ -22,6 +29,54 @@ from landscapex.errors import (
 )
 
 # --- Names and methods ---------------------------------------------------------------------------
+
+METHODS = {
+    "eigenvalues": eigenpairs,
+    "spectral_density": spectral_density,
+    "trace": trace,
+    "diagonal": diagonal,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_show_and_pass_on_all_options(name, monkeypatch):
+    """What `help` and Tab show; only the bar, which others do without, is there by default."""
+    options = dict(inspect.signature(METHODS[name]).parameters)
+    del options["operator"]
+    options["progress"] = options["progress"].replace(default=True)
+    method = getattr(Curvature, name)
+    assert dict(list(inspect.signature(method).parameters.items())[1:]) == options
+    for option in options:
+        assert f"        {option}: " in method.__doc__
+    told = []
+    monkeypatch.setattr(operators, METHODS[name].__name__, lambda *a, **k: told.append((a, k)))
+    model, x, y = classifier()
+    operator = hessian(model, [(x, y)], "cross_entropy")
+    given = {option: object() for option in options}
+    getattr(operator, name)(**given)
+    ((first, *positional), named) = told[0]
+    assert first is operator
+    assert {**dict(zip(options, positional, strict=False)), **named} == given
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_misspelt_option_names_the_method_that_was_called(name):
+    model, x, y = classifier()
+    operator = hessian(model, [(x, y)], "cross_entropy")
+    with pytest.raises(TypeError, match=rf"{name}\(\) got an unexpected keyword argument 'probs'"):
+        getattr(operator, name)(probs=3)
+
+
+def test_long_work_shows_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    model, x, y = classifier()
+    operator = hessian(model, [(x, y)], "cross_entropy")
+    apply = operator._product
+    monkeypatch.setattr(operator, "_product", lambda v: time.sleep(0.2) or apply(v))
+    operator.trace(products=5)
+    assert "trace" in capsys.readouterr().err
+    operator.trace(products=5, progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def test_provenance_and_repr():

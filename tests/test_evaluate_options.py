@@ -20,6 +20,7 @@ from torch import nn
 import landscapex as lx
 from landscapex import _lib, axes
 from landscapex._progress_bar import progress_bar
+from landscapex.curvature import lanczos
 from landscapex.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -146,7 +147,6 @@ def test_the_progress_bar_counts_the_points_of_the_whole_run(tmp_path, monkeypat
     told = bars[1].options
     assert (told["total"], told["unit"], told["desc"]) == (77, "point", "surface")
     assert told["disable"] is not progress
-    assert told["mininterval"] >= 10  # nobody watches: lines of a log stay
 
 
 @pytest.mark.parametrize("watched", [True, False, None])
@@ -156,15 +156,29 @@ def test_lines_of_a_log_are_fewer_than_those_that_somebody_watches(monkeypatch, 
         stderr.isatty = lambda: watched
 
     def bar(**options):
-        told.append(options)
-        return progress_bar(**{**options, "disable": True})
+        made = progress_bar(**options)
+        told.append((made.disable, getattr(made, "mininterval", None)))
+        return made
 
     monkeypatch.setattr(filling, "progress_bar", bar)
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", stderr)
         small(points=3, progress=True)
-    assert told[0]["mininterval"] == (0.1 if watched else 10)
-    assert told[0]["disable"] is (watched is None)  # there is nowhere to write to
+    # without a stream there is nowhere to write to
+    assert told == [{True: (False, 0.1), False: (False, 10), None: (True, None)}[watched]]
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_the_search_for_eigenvectors_has_a_bar_too(monkeypatch, progress):
+    hidden = []
+
+    def bar(**options):
+        hidden.append(options["disable"])
+        return progress_bar(**{**options, "disable": True})
+
+    monkeypatch.setattr(lanczos, "progress_bar", bar)
+    small(directions="hessian", points=2, progress=progress)
+    assert hidden == [not progress]
 
 
 @pytest.mark.parametrize(("run", "points"), [(lx.line, 1_000_001), (lx.volume, 101)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from importlib.util import find_spec
 
 import h5py
 import numpy as np
@@ -98,6 +100,24 @@ def test_fault_29_a_missing_extra_is_one_line_with_its_command(command, monkeypa
     status, _, err = command("ö.nc", "s.html")
     assert status == 1
     assert "pip install 'landscapex[interactive]'" in err
+
+
+@pytest.mark.parametrize("suffix", [s for s in (*SUFFIXES, ".jpg", ".jpeg") if s != ".nc"])
+@pytest.mark.parametrize("big", [False, True])
+def test_a_result_is_not_written_under_the_name_of_another_format(folder, suffix, big):
+    result, name = lx.open("ö.nc"), "s" + (suffix.upper() if big else suffix)
+    message = rf"must be the name of a NetCDF file, say s\.nc; \{suffix} is written .* by `(.*)` or"
+    with pytest.raises(ArgumentError, match=rf"^`path` {message}") as caught:
+        result.save(name)
+    with pytest.raises(ArgumentError, match=rf"^`out` {message}"):
+        lx.surface(*lx.examples.digits(), out=name, progress=False)
+    assert [path.name for path in folder.iterdir()] == ["ö.nc"]
+    named = re.search(message, str(caught.value))[1]
+    if named == "landscapex.plot.save":
+        lx.plot.save(result.plot(), name)
+    elif suffix != ".vts" or find_spec("pyevtk"):
+        getattr(result, named)(name)
+        assert (folder / name).read_bytes().startswith(BEGIN[suffix])
 
 
 def test_what_is_no_result_is_refused(folder):

@@ -94,6 +94,35 @@ def test_before_there_is_anything_to_keep_signals_do_what_they_always_do():
     assert requests.signum is None
 
 
+UNCAUGHT = """
+import signal, sys
+import torch
+import landscapex as lx
+
+def stop(progress):
+    signal.raise_signal(signal.SIGTERM)
+
+batch = torch.ones(4, 3), torch.zeros(4, 1)
+lx.line(
+    torch.nn.Linear(3, 1), batch, "mse_loss", points=30000, out=sys.argv[1], callback=stop,
+    confirm=True, progress=False,
+)
+"""
+
+
+@pytest.mark.parametrize("filters", ["default", "error"])
+def test_a_script_that_sigterm_ends_says_how_to_go_on(tmp_path, filters):
+    out = tmp_path / "s.nc"
+    done = subprocess.run(
+        [sys.executable, f"-W{filters}:stopped by SIGTERM:UserWarning", "-c", UNCAUGHT, out],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 143, done.stderr
+    kept = int(lx.open(out).evaluated.sum())
+    said = f"stopped by SIGTERM: {kept} of 30000 points are kept beside {out}; the same call goes"
+    assert (said in done.stderr) == (filters == "default")
+
+
 def test_signals_that_the_caller_ignores_stay_ignored():
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

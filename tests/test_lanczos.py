@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -413,10 +415,20 @@ def test_bad_types_are_named():
         eigenpairs(SymmetricOperator(lambda v: v, 3, torch.float16), 1)
 
 
-def test_progress_goes_to_standard_error(capsys):
-    eigenpairs(operator_of(goe(60)), 2, progress=True)
+def test_progress_of_long_work_goes_to_standard_error(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    matrix = goe(60)
+
+    def slow(vector):
+        time.sleep(0.02)
+        return matrix @ vector
+
+    operator = SymmetricOperator(slow, 60, matrix.dtype)
+    eigenpairs(operator, 1, progress=True)
     shown = capsys.readouterr()
     assert "products" in shown.err
     assert shown.out == ""
-    eigenpairs(operator_of(goe(60)), 2)
+    eigenpairs(operator, 1, max_products=40, quiet=True)
+    assert capsys.readouterr().err == ""
+    eigenpairs(operator_of(matrix), 2, progress=True)  # is over at once
     assert capsys.readouterr().err == ""

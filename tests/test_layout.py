@@ -31,10 +31,10 @@ PACKAGES = of("", "model losses storage grids trajectories studies")
 # A module may import from those before it and from no other.
 ORDER = [
     *PACKAGES,
-    *of("", "errors _warnings _progress_bar _lib _fallback _ops"),
+    *of("", "errors _names _warnings _progress_bar _lib _fallback _ops"),
     *of("storage", "files checkpoints tensor_file"),
     *of("", "_draws"),
-    *of("model", "entries selection parameters drawn"),
+    *of("model", "entries selection parameters states drawn"),
     *of("", "_directions axes"),
     *of("grids", "grid"),
     *of("", "_batch"),
@@ -81,7 +81,7 @@ ORDER = [
     *of("studies", "interpolation"),
     *of("curvature", "maps"),
     *of("", "explanation _pictures"),
-    *of("_pictures", "scale panel level_labels contours curves relief layout gallery"),
+    *of("_pictures", "scale ticks panel level_labels contours curves relief layout gallery"),
     *of("_pictures", "curvature_map spectrum trajectory interpolation residual coststrip"),
     *of("_pictures", "histograms eigenvalues flow gradients files"),
     *of("", "plot _extras"),

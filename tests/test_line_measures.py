@@ -165,10 +165,33 @@ def test_the_picture_shows_the_way_and_both_ends(trained):
 
 def test_marks_outside_a_close_up_are_not_drawn_beside_it():
     """The grid minimum, at 0.5, is in neither of them."""
-    figure = interpolation(curve([3.0, 2.0, 1.0, 2.0, 3.0]), zoom=(0.3, 0.7))
+    figure = interpolation(curve([4.0, 3.0, 2.0, 1.0, 2.0, 3.0, 4.0]), zoom=(0.4, 0.6))
     close = figure.axes[1:]
     assert len(close) == 2
     assert all(line.get_clip_on() for ax in close for line in ax.lines)
+
+
+@pytest.mark.parametrize(
+    ("zoom", "ends"),
+    [
+        ((0.1, 0.9), []),
+        ((0.25, 0.75), []),
+        ((0.5, 0.9), ["0 to 0.5"]),
+        ((0.1, 0.5), ["0.5 to 1"]),
+        ((0.5, 0.75), ["0 to 0.5"]),
+    ],
+)
+def test_an_end_of_fewer_than_three_points_has_no_close_up(zoom, ends):
+    whole, *close = interpolation(curve([3.0, 2.0, 1.0, 2.5, 3.0]), zoom=zoom).axes
+    alpha = "\N{GREEK SMALL LETTER ALPHA}"
+    assert [ax.get_xlabel() for ax in close] == [f"{alpha} from {end}" for end in ends]
+    for ax in close:  # as wide as the whole
+        assert ax.get_subplotspec().colspan == whole.get_subplotspec().colspan
+
+
+def test_a_close_up_is_drawn_if_one_of_the_lines_has_the_points():
+    lines = curve([1.0, 2.0, 3.0]), curve(np.linspace(1, 3, 41))
+    assert len(interpolation(*lines).axes) == 3
 
 
 def test_the_picture_of_several_lines_names_them(trained):

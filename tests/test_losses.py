@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import re
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from loss_cases import LABELS, Focal, Pass, draw
+from loss_cases import LABELS, Focal, Pass, Squares, draw
 from torch import nn
 
 from landscapex.errors import ArgumentError, ArgumentTypeError, DataError, LossError
 from landscapex.losses.binding import resolve
+from landscapex.losses.reductions import TORCH_LOSSES
 
 
 @pytest.mark.parametrize("key", ["labels", "label", "targets", "target", "y"])
@@ -136,3 +139,37 @@ def test_rules_are_words(loss):
     rule = resolve(loss, model=Pass()).rule
     assert "weighted by" in rule
     assert len(rule) > 30
+
+
+@pytest.mark.parametrize(
+    ("loss", "count"),
+    [
+        (nn.CrossEntropyLoss(reduction="sum"), "the number of targets that are not ignored"),
+        (nn.MSELoss(reduction="none"), "the number of elements of the output"),
+        (Squares("sum"), "the number of labels other than -100"),
+    ],
+)
+def test_rules_say_what_a_sum_is_divided_by(loss, count):
+    rule = resolve(loss, model=Pass()).rule
+    assert f"its sum over all data divided by {count}" in rule
+    assert "weighted by" not in rule
+
+
+def test_the_guide_lists_the_names_of_losses():
+    text = (Path(__file__).parents[1] / "docs/guide.md").read_text(encoding="utf-8")
+    listed = text.partition("The names that are known:")[2].partition("(")[0]
+    newer = {"linear_cross_entropy"}  # than the oldest torch
+    assert set(re.findall("`(.*?)`", listed)) == {*TORCH_LOSSES, *newer}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        ({"loss": "CrossEntropy"}, "cross_entropy"),
+        ({"loss": "mse"}, "mse_loss"),
+        ({"loss": "cross_entropy", "metrics": "acuracy"}, "accuracy"),
+    ],
+)
+def test_an_unknown_name_is_told_the_nearest(arguments, near):
+    with pytest.raises(ArgumentError, match=f"; did you mean '{near}'"):
+        resolve(arguments.pop("loss"), model=Pass(), **arguments)

@@ -249,6 +249,23 @@ def test_unknown_options_are_refused(options, error, message):
         mse_of(models.mlp(3, 4, 1), **options).loss()
 
 
+PLANES = [lx.line, lx.surface, lx.volume, lx.curvature_map, lx.hessian]
+
+
+@pytest.mark.parametrize("function", PLANES, ids=lambda f: f.__name__)
+def test_options_of_an_objective_are_named_as_such(function):
+    data = torch.ones(4, 3), torch.zeros(4, 1)
+    name, model = function.__name__, models.mlp(3, 4, 1)
+    message = re.escape(
+        f"`datasets`, `bn` must be given to an Objective, got as an option of {name}: write "
+        f"lx.{name}(lx.Objective(model, data, loss, datasets=..., bn=...), ...)."
+    )
+    with pytest.raises(ArgumentTypeError, match=message):
+        function(model, data, "mse_loss", datasets={"test": data}, bn="eval")
+    with pytest.raises(TypeError, match=f"{name}.*unexpected keyword argument 'pints'"):
+        function(model, data, "mse_loss", pints=3)
+
+
 def test_precision_other_than_the_models_needs_float32():
     with pytest.raises(
         ArgumentError, match="unless all parameters are float32, got 'bf16' for tor"

@@ -329,6 +329,12 @@ def test_slices_are_spread_and_contain_the_centre():
     assert any(t.startswith("slice minimum") for t in legend_texts(figure.axes[0]))
 
 
+@pytest.mark.parametrize(("count", "said"), [(6, "6 of 9 slices"), (9, ""), (20, "")])
+def test_slices_say_how_many_they_leave_out(count, said):
+    title = plot.slices(volume(), count=count).get_suptitle()
+    assert title.endswith("; " + said if said else "‖d‖ = 12.1)")
+
+
 def test_columns_of_one_quantity_share_a_panel():
     columns = {"loss": X**2 + 1, "test_loss": X**2 + 2, "accuracy": 1 - X**2 / 2}
     surface = make(columns, X)

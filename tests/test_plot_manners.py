@@ -119,6 +119,7 @@ SURFACE, LINE = make(BOWL, X, Y), make(X**2, X)
         (lambda: plot.line(), ArgumentError, "`line` needs at least one result, got none"),
         (lambda: plot.contour([1]), ArgumentTypeError, "`contour` draws results .*, got list"),
         (lambda: plot.contour(SURFACE, "x"), ArgumentError, "must be one of loss, got 'x'"),
+        (lambda: plot.contour(SURFACE, "LOSS"), ArgumentError, "got 'LOSS'; did you mean 'loss'"),
         (lambda: plot.line(LINE, column=["loss", "x"]), ArgumentError, "one of loss, got 'x'"),
         (lambda: plot.contour(SURFACE, scale="ln"), ArgumentError, "`scale` must be .*got 'ln'"),
         (lambda: plot.line(LINE, scale=2), ArgumentTypeError, "`scale` must be a string, got int"),

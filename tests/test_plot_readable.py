@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 
 import matplotlib as mpl
 import numpy as np
@@ -24,7 +25,7 @@ from plot_cases import (
     volume,
 )
 
-from landscapex import plot
+from landscapex import directions, plot
 from landscapex._pictures.level_labels import label_places
 from landscapex._pictures.panel import axis_text, wrapped
 from landscapex._pictures.scale import choose
@@ -87,6 +88,104 @@ def test_the_smallest_grids_are_drawn(shape):
     for draw in (plot.contour, plot.surface3d):
         draw(surface).draw_without_rendering()
     assert contours_of(plot.contour(surface).axes[0])[1] is not None
+
+
+def offset_texts(figure) -> list[str]:
+    """What matplotlib takes out of the texts of the ticks and puts somewhere else."""
+    axes = [axis for ax in figure.axes for axis in ax._axis_map.values()]
+    return [t for axis in axes if (t := axis.get_offset_text().get_text())]
+
+
+def tick_texts(axis) -> list[str]:
+    low, high = axis.get_view_interval()
+    ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+    return [text.get_text() for place, text in ticks if low <= place <= high]
+
+
+TINY = 1e-5
+
+
+@pytest.mark.parametrize("draw", [plot.contour, plot.surface3d, plot.compare, plot.slices])
+def test_short_axes_have_whole_numbers_and_nothing_beside_them(draw):
+    if draw is plot.slices:
+        surface = make(np.ones((5, 5, 3)), *[TINY * np.linspace(-1, 1, n) for n in (5, 5, 3)])
+    else:
+        surface = make(2 + TINY * BOWL, TINY * X, TINY * Y)
+    figure = draw(surface)
+    figure.draw_without_rendering()
+    assert offset_texts(figure) == []
+    minus = "\N{MINUS SIGN}"
+    assert tick_texts(figure.axes[0].xaxis)[:2] == [f"{minus}1e{minus}5", f"{minus}5e{minus}6"]
+    assert tick_texts(figure.axes[0].yaxis)[0] == f"{minus}1e{minus}5"
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1e-3, 1.0])
+def test_a_nearly_flat_line_has_whole_numbers_and_says_what_they_leave_out(size):
+    surface = make(2.302585 + size * BOWL[:, 4], X)
+    figure = plot.line(surface)
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    assert offset_texts(figure) == []
+    texts = tick_texts(ax.yaxis)
+    assert len(set(texts)) == len(texts) > 2
+    label = ax.get_ylabel()
+    summand = float(label.split("\N{MINUS SIGN} ")[1].split()[0]) if size < 1e-5 else 0.0
+    assert summand == 0 or label.startswith("loss \N{MINUS SIGN} 2.302585")
+    low, high = ax.get_ylim()
+    ticks = [y for y in ax.get_yticks() if low <= y <= high]
+    read = [summand + float(t.replace("\N{MINUS SIGN}", "-")) for t in texts]
+    assert np.allclose(read, ticks, rtol=1e-15, atol=0.02 * (ticks[1] - ticks[0]))
+
+
+@pytest.mark.parametrize("span", [1e-7, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0, 1e6])
+def test_numbers_below_an_axis_do_not_cover_each_other(span):
+    bowl, curve = make(TILTED, span * X, span * Y), make(TILTED[:, 4], span * X)
+    for figure in (plot.contour(bowl), plot.compare(bowl, bowl, bowl), plot.line(curve)):
+        figure.draw_without_rendering()
+        ax = figure.axes[0]
+        low, high = ax.get_xlim()
+        texts = zip(ax.get_xticks(), ax.get_xticklabels(), strict=True)
+        boxes = [t.get_window_extent() for x, t in texts if low <= x <= high]
+        assert len(boxes) > 2
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+
+
+def test_long_heights_of_a_relief_keep_away_from_their_axis_and_its_name():
+    figure = plot.surface3d(make(0.0179894 + 1e-6 * BOWL, X, Y))
+    figure.draw_without_rendering()
+    axis = figure.axes[0].zaxis
+    name = axis.label.get_window_extent()
+    line = axis.line.get_window_extent()
+    texts = [tick.label1 for tick in axis.majorTicks]  # as drawn; asking for them moves them
+    boxes = [text.get_window_extent() for text in texts]
+    assert max(len(text.get_text()) for text in texts) > 7
+    for box in boxes:
+        assert not box.overlaps(name)
+        assert box.x0 > line.x1 - 0.5 * line.width
+
+
+def test_texts_that_a_caller_chose_are_kept():
+    ax = mpl.figure.Figure().subplots()
+    ax.xaxis.set_major_formatter("{x:.0f} steps")
+    ax.yaxis.set_major_formatter("{x:.9f}")
+    plot.line(make(2.302585 + 1e-7 * BOWL[:, 4], X), ax=ax)
+    assert ax.xaxis.get_major_formatter()(3.0) == "3 steps"
+    assert ax.yaxis.get_major_formatter()(3.0) == "3.000000000"
+    assert ax.get_ylabel() == "loss (linear scale)"
+
+
+def test_the_label_of_a_line_drawn_over_another_holds_for_both():
+    ax = mpl.figure.Figure().subplots()
+    for base in (2.302585, 1.75):
+        plot.line(make(base + 1e-7 * BOWL[:, 4], X), ax=ax)
+    summand = float(ax.get_ylabel().split("\N{MINUS SIGN} ")[1].split()[0])
+    (text,) = ax.yaxis.get_major_formatter().format_ticks([2.302585])
+    assert summand + float(text) == pytest.approx(2.302585, abs=1e-3)
+
+
+@pytest.mark.parametrize("module", [plot, directions])
+def test_a_listing_names_what_is_for_users(module):
+    assert dir(module) == sorted(module.__all__)
 
 
 @pytest.mark.parametrize("name", ["contour", "surface3d", "line", "compare", "slices"])

@@ -397,6 +397,7 @@ def test_the_picture_of_a_strip_has_the_run_on_it(run):
     assert np.array_equal(z, strip.true_loss)
     (cells,) = ax.collections
     assert len(cells.get_facecolor()) == 5 * 4
+    assert np.all(cells.get_facecolor()[:, 3] == 1)  # of a fold, only what is in front is seen
     with pytest.raises(ArgumentError, match="`scale` must be one of"):
         strip.plot(scale="cubic")
 

@@ -79,6 +79,7 @@ def test_the_page_shows_figures_that_are_not_kept_as_well():
     assert r"| kills \| one process | 250 kills | 0 lost | kept |" in text
     assert r"| kills \| four | 250 kills | 1 lost | **not kept** |" in text
     assert "Measured on 2026-01-02, in 61 s." in text
+    assert text.count("**Not measured**") == len(PROMISES) - 1
 
 
 def test_every_promise_has_a_measurement():

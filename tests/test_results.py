@@ -136,6 +136,8 @@ def test_the_parts_of_a_result():
     assert surface.provenance["landscapex"] == lx.__version__
     with pytest.raises(ArgumentError, match=r"`column` must be one of \('loss', 'accuracy'\), got"):
         surface["error"]
+    with pytest.raises(ArgumentError, match="got 'acc_uracy'; did you mean 'accuracy'"):
+        surface["acc_uracy"]
 
 
 def test_the_documented_layout_of_the_dataset(out):
@@ -249,12 +251,31 @@ def test_the_text_of_a_result():
             "  alpha      -1 to 1  random direction 1, 1 = ‖w‖",
             "  minimum    0.25 at (0)",
             "  not finite 1 of 4 losses",
+            "  note: made by a test",
         ]
     )
     nothing = make_surface(2, 2, values=[np.nan] * 4, columns=("loss",))
     assert "Surface of 2 x 2 points, complete" in repr(nothing)
     assert "no finite value" in repr(nothing)
     assert "minimum" not in repr(nothing)
+
+
+@pytest.mark.parametrize(
+    ("count", "last"),
+    [
+        (0, "  minimum    0 at (0)"),
+        (3, "  note: number 2"),
+        (4, '  and 1 more in provenance["notes"]'),
+        (9, '  and 6 more in provenance["notes"]'),
+    ],
+)
+def test_the_text_of_a_result_ends_with_its_first_notes(count, last):
+    notes = [f"number {k}" for k in range(count)]
+    alone = {"columns": ("loss",), "values": [1.0, 0.0, 1.0]}
+    lines = repr(make_surface(3, **alone, provenance={"notes": notes})).split("\n")
+    assert [line for line in lines if "note:" in line] == [f"  note: {n}" for n in notes[:3]]
+    assert lines[-1] == last
+    assert "note" not in repr(make_surface(3, **alone, provenance={}))
 
 
 def test_the_notebook_text_is_escaped_and_has_picture_and_provenance():
@@ -412,6 +433,18 @@ def test_a_run_that_finishes_while_it_is_looked_for_is_found(out, monkeypatch):
 
     monkeypatch.setattr(store, "read_journals", gone)
     assert opening.open(out).equals(finished)
+
+
+def test_a_file_that_is_not_there_is_one_of_pythons_own_errors_too(out):
+    for read in (lx.open, lx.merge, store.read_dataset, lx.directions.load):
+        with pytest.raises(FileNotFoundError) as caught:
+            read(out)
+        assert isinstance(caught.value, CorruptFileError)
+        assert caught.value.errno == errno.ENOENT
+    out.write_bytes(b"")
+    with pytest.raises(CorruptFileError) as caught:
+        lx.open(out)
+    assert not isinstance(caught.value, FileNotFoundError)
 
 
 def test_what_cannot_be_opened(out, tmp_path):

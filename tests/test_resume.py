@@ -44,6 +44,40 @@ def test_the_same_bits_for_any_chunks_and_interruptions(tmp_path_factory, stops,
     assert [p.name for p in out.parent.iterdir()] == ["s.nc"]
 
 
+class Drawn(torch.utils.data.Dataset):
+    """Samples from a generator of its own, which nobody puts back."""
+
+    def __init__(self):
+        self.draws = np.random.default_rng(0)
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return torch.tensor(self.draws.random(3, np.float32)), torch.zeros(1)
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["result", "journal"])
+def test_a_refusal_says_that_the_data_are_drawn_at_random(tmp_path, finished):
+    data, out = Drawn(), tmp_path / "s.nc"
+
+    def stop(progress):
+        if not finished:
+            raise RuntimeError
+
+    def run():
+        lx.line(models.mlp(3, 4, 1), data, mse, points=3, out=out, progress=False, callback=stop)
+
+    if finished:
+        run()
+    else:
+        with pytest.raises(RuntimeError):
+            run()
+    why = r"data: \w+\.\.\. -> \w+\.\.\. \(the dataset draws its samples at random: the first draw"
+    with pytest.raises(ResumeMismatchError, match=why):
+        run()
+
+
 def other_batch():
     return [(X + 1e-3, torch.zeros(4, 1))]
 

@@ -64,7 +64,7 @@ def test_a_scale_is_monotone_and_invertible(kind):
     ("low", "high", "expected"),
     [
         (0.02, 3.0, ["0.05", "0.1", "0.2", "0.5", "1", "2"]),
-        (1e-9, 1e10, ["1e\N{MINUS SIGN}6", "0.001", "1", "1e3", "1e6", "1e9"]),
+        (1e-9, 1e10, ["1e\N{MINUS SIGN}6", "0.001", "1", "1000", "1e6", "1e9"]),
         (1.0, 9.0, ["2", "3", "4", "5", "6", "7", "8"]),
     ],
 )
@@ -94,6 +94,12 @@ def test_texts_have_digits_enough_and_no_more():
     assert distinct_texts([1000.25, 1000.5]) == ["1000.25", "1000.5"]
     assert distinct_texts([-1e-10, 2e10]) == ["\N{MINUS SIGN}1e\N{MINUS SIGN}10", "2e10"]
     assert distinct_texts([2.302585]) == ["2.303"]
+
+
+def test_thousands_are_written_out():
+    assert distinct_texts([250, 1000, 1250]) == ["250", "1000", "1250"]
+    assert distinct_texts([1000, 1e4]) == ["1000", "1e4"]
+    assert distinct_texts([1000.4, 3000]) == ["1000", "3000"]
 
 
 def test_round_values_are_the_nearest_doubles():

@@ -86,7 +86,7 @@ def test_every_loss_of_torch_is_supported_or_refused_in_words():
             assert name in tested or name == "linear_cross_entropy"
         else:
             assert name in ("triplet_margin_loss", "triplet_margin_with_distance_loss")
-            with pytest.raises(ArgumentError, match="any other loss is a function f"):
+            with pytest.raises(ArgumentError, match="Any other loss is a function f"):
                 resolve(name, model=Pass())
 
 

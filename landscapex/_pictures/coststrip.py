@@ -11,10 +11,10 @@ from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection  # type: ignore[import-untyped]
 
 from landscapex._pictures.contours import colors_for, hole_handles
-from landscapex._pictures.gallery import RELIEF
+from landscapex._pictures.gallery import RELIEF, name_heights
 from landscapex._pictures.layout import Picture, add_colorbar, add_header
 from landscapex._pictures.panel import GREEK, hole_texts
-from landscapex._pictures.relief import BOX, polygons
+from landscapex._pictures.relief import BOX, brightness, polygons
 from landscapex._pictures.scale import choose
 
 if TYPE_CHECKING:
@@ -42,14 +42,16 @@ def cost_strip(strip: CostStrip, *, scale: str = "auto", title: str = "") -> Fig
         ArgumentError: If the scale cannot be used.
     """
     fitted = choose([strip.loss, strip.true_loss], scale)
-    figure = Picture(figsize=(7.8, 6.8))
+    figure = Picture(figsize=(7.8, 6.0))
     ax = figure.add_subplot(**RELIEF)
     along = strip.coordinates
     heights = fitted.forward(strip.loss)
     cmap, norm = colors_for(fitted)
     shapes, middle = polygons(along.alpha, strip.offsets, heights)
     if shapes:
-        colors = ScalarMappable(norm, cmap).to_rgba(middle, alpha=0.85)
+        # Opaque and lit: through a fold that lies over another neither could be read.
+        colors = np.asarray(ScalarMappable(norm, cmap).to_rgba(middle))
+        colors[:, :3] *= brightness(shapes, along.alpha, strip.offsets, fitted)[:, None]
         ax.add_collection3d(
             Poly3DCollection(
                 shapes, facecolors=colors, edgecolors=(0, 0, 0, 0.25), linewidths=0.3, zorder=2
@@ -82,21 +84,20 @@ def cost_strip(strip: CostStrip, *, scale: str = "auto", title: str = "") -> Fig
     handles += _remarks(strip)
     handles += hole_handles(hole_texts(strip.loss, strip.evaluated, fitted))
     lines = fitted.levels(_LEVELS)
-    ax.set_box_aspect(BOX, zoom=0.9)
+    ax.set_box_aspect(BOX, zoom=1.1)
     ax.view_init(elev=28, azim=-62)
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
         axis.set_pane_color((1.0, 1.0, 1.0, 0.0))
     ax.grid(False)
     ax.xaxis.set_major_locator(MaxNLocator(4, prune="upper"))
     ax.yaxis.set_major_locator(MaxNLocator(4))
-    ax.set_zticks(lines, fitted.texts(lines), fontsize=8)
     ax.tick_params(labelsize=8, pad=0)
+    name_heights(ax, "loss", lines, fitted.texts(lines))
     ax.set_xlabel(
         f"{GREEK['alpha']}, progress to the solution\nin the unit of the parameters", labelpad=14
     )
     ax.set_ylabel("along the residual v(t)\nof each checkpoint", labelpad=14)
-    ax.set_zlabel("loss", labelpad=2)
-    for label in (ax.xaxis.label, ax.yaxis.label, ax.zaxis.label):
+    for label in (ax.xaxis.label, ax.yaxis.label):
         label.set_fontsize(9)
     add_header(ax, title, handles, rows=len(handles))
     if not fitted.empty:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,7 @@ from landscapex._pictures.panel import (
     wrapped,
 )
 from landscapex._pictures.scale import Scale, choose, number_text
+from landscapex._pictures.ticks import plain_ticks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,8 +100,8 @@ def draw_curves(
     if len(surfaces) == 1 and len(columns) == 1:
         handles = [*_mark_single(ax, surfaces[0], columns[0], fitted), *handles]
     _set_scale(ax, fitted)
-    shown = wrapped(", ".join(plain(c) for c in columns) + f" ({fitted.kind} scale)", 36)
-    ax.set_ylabel(shown, parse_math=False)
+    named = replace(fitted, offset=plain_ticks(ax, fitted.offset))
+    ax.set_ylabel(wrapped(named.label(", ".join(columns)), 36), parse_math=False)
     ax.grid(True, color="0.9", linewidth=0.6)
     ax.set_axisbelow(True)
     return handles

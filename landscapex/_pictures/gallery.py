@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 RELIEF: dict[str, Any] = {"projection": "3d", "computed_zorder": False}
 
 _MOST_HEIGHTS = 7  # texts beside the vertical axis
+_LETTERS, _HALF_LETTER = 4, 2.6  # of these texts, for which matplotlib leaves room; points
 
 
 def panels_figure(
@@ -109,10 +110,24 @@ def finish_relief(ax: Any, panel: Panel, scale: Scale, lines: NDArray[np.float64
     """Label the axes of a relief."""
     ax.set_xlabel(axis_text(panel.x, 36), parse_math=False, labelpad=14, fontsize=9)
     ax.set_ylabel(axis_text(panel.y, 36), parse_math=False, labelpad=14, fontsize=9)
-    ax.set_zlabel(plain(panel.column), parse_math=False, labelpad=2, fontsize=9)
     ticks = lines[:: -(-lines.size // _MOST_HEIGHTS) or 1]
-    ax.set_zticks(ticks, scale.texts(ticks), fontsize=8)
     ax.tick_params(labelsize=8, pad=0)
+    name_heights(ax, plain(panel.column), ticks, scale.texts(ticks))
+
+
+def name_heights(ax: Any, name: str, ticks: NDArray[np.float64], texts: Sequence[str]) -> None:
+    """Label the vertical axis of a relief, clear of the axis however long the texts are.
+
+    Args:
+        ax: Three-dimensional axes.
+        name: Of the axis.
+        ticks: Heights.
+        texts: One per height; matplotlib centres them at a fixed distance from the axis.
+    """
+    more = _HALF_LETTER * max(max(map(len, texts), default=0) - _LETTERS, 0)
+    ax.set_zticks(ticks, texts, fontsize=8)
+    ax.tick_params(axis="z", pad=more)
+    ax.set_zlabel(name, parse_math=False, labelpad=2 + 2 * more, fontsize=9)
 
 
 def relief_axes(ax: Any) -> tuple[Figure, Any]:

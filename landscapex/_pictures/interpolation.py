@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from landscapex.grids.results import Surface
 
+_CLOSE = 3  # points of a line that is worth a closer look
 _ROOM = 0.06  # of the height of a closer look, above and below
 
 
@@ -40,8 +41,8 @@ def interpolation(
         column: What to draw: columns of one quantity, say ``["loss", "test_loss"]``.
         labels: One name per result; None for numbers.
         scale: "auto", "linear", "log" or "symlog".
-        zoom: The closer looks show the coordinates up to the first and from the second number;
-            None for no closer looks.
+        zoom: The closer looks show the coordinates up to the first and from the second number,
+            where a result has at least 3 points there; None for no closer looks.
         title: Above all; may be empty.
 
     Returns:
@@ -60,9 +61,10 @@ def interpolation(
     check_kind(scale)
     if zoom is not None and not (len(zoom) == 2 and zoom[0] < zoom[1]):
         raise ArgumentError(f"`zoom` must be two increasing numbers or None, got {zoom}.")
-    figure = Picture(figsize=(6.8, 4.6 if zoom is None else 7.6))
-    heights = [3] if zoom is None else [3, 2]
-    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+    parts = [] if zoom is None else _close_parts(lines, zoom)
+    figure = Picture(figsize=(6.8, 7.6 if parts else 4.6))
+    heights = [3, 2] if parts else [3]
+    grid = figure.add_gridspec(len(heights), max(len(parts), 1), height_ratios=heights)
     whole = figure.add_subplot(grid[0, :])
     handles = _legend(draw_curves(whole, lines, columns, names, scale), lines, columns, names)
     fitted = choose([s[c] for s in lines for c in columns], kind_for(columns, scale))
@@ -71,13 +73,11 @@ def interpolation(
         whole.axvline(1, color="0.55", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     whole.set_xlabel(f"{GREEK['alpha']}, 0 = the first model, 1 = the second")
     add_header(whole, title, handles)
-    if zoom is not None:
-        reach = [min(s.axes[0].values[0] for s in lines), max(s.axes[0].values[-1] for s in lines)]
-        for k, part in enumerate(((reach[0], zoom[0]), (zoom[1], reach[1]))):
-            close = figure.add_subplot(grid[1, k])
-            _draw_close(close, lines, columns, names, scale, part)
-            if k:
-                close.set_ylabel("")
+    for k, part in enumerate(parts):
+        close = figure.add_subplot(grid[1, k])
+        _draw_close(close, lines, columns, names, scale, part)
+        if k:
+            close.set_ylabel("")
     return figure
 
 
@@ -101,6 +101,17 @@ def names_of(results: Sequence[Any], labels: Sequence[str] | None) -> list[str]:
             f"`labels` must be one name per result ({len(results)}), got {labels!r}."
         )
     return [str(label) for label in labels]
+
+
+def _close_parts(lines: Sequence[Surface], zoom: tuple[float, float]) -> list[tuple[float, float]]:
+    """The ends that some result has points enough in: of two, a closer look shows nothing new."""
+    first = min(s.axes[0].values[0] for s in lines)
+    last = max(s.axes[0].values[-1] for s in lines)
+    return [
+        (low, high)
+        for low, high in ((first, zoom[0]), (zoom[1], last))
+        if any(sum(low <= x <= high for x in s.axes[0].values) >= _CLOSE for s in lines)
+    ]
 
 
 def _legend(

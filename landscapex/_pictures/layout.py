@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from landscapex._pictures.contours import colors_for, line_colors, shades
 from landscapex._pictures.panel import Panel, equal_aspect, kind_for, sign_matters, wrapped
 from landscapex._pictures.scale import Scale, choose, number_text
+from landscapex._pictures.ticks import plain_ticks
 from landscapex.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def add_colorbar(
 def add_header(
     ax: Axes, title: str, handles: Sequence[Artist], *, rows: int | None = None, width: int = 62
 ) -> None:
-    """Title over legend over axes: outside the axes nothing can be covered.
+    """Title over legend over axes: outside the axes nothing can be covered, nor covers the legend.
 
     Args:
         ax: The axes.
@@ -159,6 +160,7 @@ def add_header(
         rows: Room for that many, so that neighbours are level; None for what is needed.
         width: Characters after which the title is wrapped.
     """
+    plain_ticks(ax)
     longest = max((len(str(h.get_label())) for h in handles), default=0)
     across = 1 if rows is not None or longest > 32 else 2
     needed = -(-len(handles) // across) if rows is None else rows

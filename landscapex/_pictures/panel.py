@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from landscapex._names import did_you_mean
 from landscapex._pictures.scale import Scale, number_text
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.grids.results import Surface
@@ -314,5 +315,6 @@ def check_column(surface: Surface, column: str) -> None:
     """
     if not isinstance(column, str) or column not in surface.columns:
         raise ArgumentError(
-            f"`column` must be one of {', '.join(surface.columns)}, got {column!r}."
+            f"`column` must be one of {', '.join(surface.columns)}, got {column!r}"
+            f"{did_you_mean(column, surface.columns) or '.'}"
         )

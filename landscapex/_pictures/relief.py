@@ -102,7 +102,7 @@ def _draw_polygons(
     shapes, heights = polygons(x, y, z)
     if shapes:
         colors = np.asarray(palette.to_rgba(heights))
-        colors[:, :3] *= _brightness(shapes, x, y, scale)[:, None]
+        colors[:, :3] *= brightness(shapes, x, y, scale)[:, None]
         ax.add_collection3d(
             Poly3DCollection(
                 shapes, facecolors=colors, edgecolors=(0, 0, 0, 0.18), linewidths=0.25, zorder=2
@@ -129,13 +129,23 @@ def _lonely(z: NDArray[np.float64]) -> NDArray[np.bool_]:
     return there & ~covered
 
 
-def _brightness(
+def brightness(
     shapes: list[NDArray[np.float64]],
     x: NDArray[np.float64],
     y: NDArray[np.float64],
     scale: Scale,
 ) -> NDArray[np.float64]:
-    """How bright each polygon is under a lamp, in the proportions of the box, not of the data."""
+    """How bright each polygon is under a lamp, in the proportions of the box, not of the data.
+
+    Args:
+        shapes: Corners of each polygon.
+        x: All coordinates of the first axis.
+        y: All coordinates of the second axis.
+        scale: Of the heights.
+
+    Returns:
+        One factor per polygon, from 0.72 to 1.
+    """
     first, last = scale.limits()
     size = np.array([np.ptp(x) or 1.0, np.ptp(y) or 1.0, last - first]) / np.array(BOX)
     corners = np.array([s[:3] for s in shapes]) / size

@@ -250,7 +250,8 @@ def distinct_texts(values: Sequence[float] | NDArray[np.float64]) -> list[str]:
         rounded = np.array([float(f"{v:.{digits}g}") for v in array])
         if np.all(np.abs(rounded - array) <= np.minimum(allowed, 1e-3 * np.abs(array))):
             break
-    return [number_text(float(v), digits) for v in array]
+    # Rounded first: 1250 of three digits is read more easily than 1.25e3.
+    return [number_text(float(f"{v:.{digits}g}"), max(digits, 4)) for v in array]
 
 
 def _automatic(values: NDArray[np.float64]) -> str:

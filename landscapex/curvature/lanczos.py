@@ -106,7 +106,9 @@ def eigenpairs(
     given = _start(operator, start, settings.block)
     krylov = Krylov(operator, most=settings.basis, block=settings.block, seed=seed, start=given)
     hidden = not progress or sys.stderr is None
-    with progress_bar(desc="eigenpairs", unit=" products", disable=hidden, leave=False) as bar:
+    with progress_bar(
+        desc="eigenpairs", unit=" products", disable=hidden, leave=False, delay=0.5
+    ) as bar:
         search = _Search(krylov, settings, bar)
         residuals, values, scale = search.run()
     order = np.argsort(values) if which == "BE" else _chosen(values, k, which)

@@ -33,7 +33,7 @@ from landscapex.grids.time_limit import TimeLimit
 from landscapex.interrupts import Abandon
 from landscapex.model.parameters import Ignore, Normalize, Steps
 from landscapex.model.selection import Selection
-from landscapex.objective import Objective, bind
+from landscapex.objective import Objective, bind, names_objective_options
 from landscapex.session import Point, Session
 
 COLUMNS = (
@@ -44,6 +44,7 @@ _NOISE = 1e-2  # of a start vector, beside two unit vectors: what they may both 
 Row = tuple[float, ...]  # in the order of COLUMNS
 
 
+@names_objective_options
 def curvature_map(
     model: nn.Module | Objective,
     data: Any = None,
@@ -121,7 +122,7 @@ def curvature_map(
         ``converged`` is 0.
 
     Raises:
-        ArgumentError: If an option has an unknown value.
+        ArgumentError: If an option has an unknown value, or with ``bn="recompute"``.
         ArgumentTypeError: If ``directions`` has another type.
 
     And what `surface` raises.
@@ -140,6 +141,7 @@ def curvature_map(
     check_kind(kind)
     options = checked_options({**locals(), "engine": "eager"})
     objective = bind(model, data, loss, metrics=(), precision="model")
+    objective.check_differentiable("curvature")
     spectrum = partial(
         SpectrumEnds, kind=kind, params=params, tol=tol, max_products=max_products, seed=seed
     )

@@ -33,7 +33,7 @@ from landscapex.curvature.trace import TraceEstimate, trace
 from landscapex.errors import ArgumentError, ParameterMismatchError
 from landscapex.model.parameters import ParameterSpace
 from landscapex.model.selection import Selection
-from landscapex.objective import Objective, bind
+from landscapex.objective import Objective, bind, names_objective_options
 from landscapex.session import Point, Session
 
 MATRICES = {
@@ -130,53 +130,117 @@ class Curvature(SymmetricOperator):
         )
 
     def eigenvalues(
-        self, k: int = 5, which: str = "LA", *, tol: float | None = None, **options: Any
+        self,
+        k: int = 5,
+        which: str = "LA",
+        *,
+        tol: float | None = None,
+        block: int = 1,
+        basis: int | None = None,
+        max_products: int | None = None,
+        seed: int = 0,
+        start: Tensor | None = None,
+        progress: bool = True,
+        quiet: bool = False,
     ) -> Eigenpairs:
         """Some eigenvalues with their vectors and residuals; see `curvature.lanczos.eigenpairs`.
 
         Args:
             k: How many.
-            which: ``"LA"``, ``"SA"``, ``"LM"`` or ``"BE"``, as in SciPy's ``eigsh``.
-            tol: Of residuals, relative to the largest eigenvalue in size.
-            **options: Further ones of `eigenpairs`.
+            which: ``"LA"`` (largest), ``"SA"`` (smallest), ``"LM"`` (largest in magnitude) or
+                ``"BE"`` (both ends), as in SciPy's ``eigsh``.
+            tol: Of residuals, relative to the largest eigenvalue in size; None for 1e-8 in float64
+                and 1e-4 in float32.
+            block: Start vectors: as many copies of a multiple eigenvalue can be found.
+            basis: Products before the first restart; None for a default.
+            max_products: Where to give up; None for ``1000 + 100 k``.
+            seed: Of start vectors.
+            start: Instead: ``(P,)``, or up to ``block`` rows ``(j, P)``.
+            progress: Show a bar if it takes longer than half a second.
+            quiet: Leave the flags to tell what did not converge.
 
         Returns:
             The pairs.
         """
-        return eigenpairs(self, k, which, tol=tol, **options)
+        return eigenpairs(
+            self, k, which, tol=tol, block=block, basis=basis, max_products=max_products,
+            seed=seed, start=start, progress=progress, quiet=quiet,
+        )  # fmt: skip
 
-    def spectral_density(self, **options: Any) -> SpectralDensity:
+    def spectral_density(
+        self,
+        *,
+        probes: int = 8,
+        steps: int = 80,
+        seed: int = 0,
+        sigma: float | None = None,
+        distribution: str = "gaussian",
+        reorthogonalize: bool = False,
+        progress: bool = True,
+    ) -> SpectralDensity:
         """The distribution of all eigenvalues; see `curvature.density.spectral_density`.
 
         Args:
-            **options: Those of `spectral_density`.
+            probes: Random vectors; each costs `steps` products.
+            steps: Of the recurrence for each vector.
+            seed: Of the random vectors.
+            sigma: Standard deviation, in units of eigenvalues, of what replaces each node in the
+                smooth density; None for the resolution.
+            distribution: Of the random vectors: ``"gaussian"`` or ``"signs"``.
+            reorthogonalize: Keep ``steps * P`` numbers, so that no eigenvalue comes twice.
+            progress: Show a bar if it takes longer than half a second.
 
         Returns:
             The estimate.
         """
-        return spectral_density(self, **options)
+        return spectral_density(
+            self, probes=probes, steps=steps, seed=seed, sigma=sigma, distribution=distribution,
+            reorthogonalize=reorthogonalize, progress=progress,
+        )  # fmt: skip
 
-    def trace(self, **options: Any) -> TraceEstimate:
+    def trace(
+        self,
+        *,
+        method: str = "auto",
+        products: int = 90,
+        seed: int = 0,
+        tol: float | None = None,
+        progress: bool = True,
+    ) -> TraceEstimate:
         """The sum of all eigenvalues; see `curvature.trace.trace`.
 
         Args:
-            **options: Those of `trace`.
+            method: ``"hutchinson"``, ``"hutch++"``, ``"xtrace"`` or ``"auto"``.
+            products: How many may be taken.
+            seed: Of the random vectors.
+            tol: Stop when the standard error is at most this part of the value.
+            progress: Show a bar if it takes longer than half a second.
 
         Returns:
             The estimate with its standard error.
         """
-        return trace(self, **options)
+        return trace(self, method=method, products=products, seed=seed, tol=tol, progress=progress)
 
-    def diagonal(self, **options: Any) -> DiagonalEstimate:
+    def diagonal(
+        self,
+        *,
+        products: int = 90,
+        seed: int = 0,
+        method: str = "hutchinson",
+        progress: bool = True,
+    ) -> DiagonalEstimate:
         """The diagonal; see `curvature.diagonal.diagonal`.
 
         Args:
-            **options: Those of `diagonal`.
+            products: How many are taken.
+            seed: Of the random vectors.
+            method: ``"hutchinson"`` or ``"diag++"``.
+            progress: Show a bar if it takes longer than half a second.
 
         Returns:
             The estimate with its standard errors.
         """
-        return diagonal(self, **options)
+        return diagonal(self, products=products, seed=seed, method=method, progress=progress)
 
     def class_decomposition(self) -> ClassDecomposition:
         """The Gauss-Newton matrix of a classifier by classes; see `curvature.classes.decompose`.
@@ -197,6 +261,7 @@ class Curvature(SymmetricOperator):
         return [vector[e.offset : e.end] for e in self._block.entries]
 
 
+@names_objective_options
 def hessian(
     model: nn.Module | Objective,
     data: Any = None,
@@ -216,9 +281,9 @@ def hessian(
     are linearised once; a product is then one more backward pass through the graph of the gradient
     (about two gradients; four thirds for the other kinds).
 
-    Batch norm is that of the objective. With ``bn="recompute"`` the statistics are recomputed at
-    the point and are constants from there on. Parameters of 16 bits are widened to float32, and
-    autocast is off. A complex parameter counts by its real and its imaginary part.
+    Batch norm is that of the objective, ``bn="eval"`` or ``"batch"``. Parameters of 16 bits are
+    widened to float32, and autocast is off. A complex parameter counts by its real and its
+    imaginary part.
 
     Args:
         model: A module, or an `Objective` (then without data and loss).
@@ -239,7 +304,7 @@ def hessian(
             Both leave weight decay out. A sample is a row of the output.
         params: The parameters whose block of the matrix is wanted: names or shell patterns, or
             ``f(name, parameter) -> bool``; None for all of the objective. Others are constants.
-        center: None for the live parameters, a state_dict, or a flat vector of the objective.
+        center: As ``point`` of `Objective.loss`.
         seed: Of drawn labels.
         samples: Labels drawn for each sample, for ``"fisher"``.
         memory: Bytes that graphs may take between products; None for a quarter of what is free.
@@ -249,7 +314,8 @@ def hessian(
         The operator. It holds copies of the parameters and buffers; the model is as it was.
 
     Raises:
-        ArgumentError: If an option has an unknown value, or inside ``torch.inference_mode()``.
+        ArgumentError: If an option has an unknown value; with ``bn="recompute"``, whose statistics
+            depend on the parameters; or inside ``torch.inference_mode()``.
         LossError: If the loss has no second derivatives, or does not fit the kind.
         ParameterMismatchError: If ``params`` chooses what the objective does not.
 
@@ -265,9 +331,8 @@ def hessian(
         True
     """
     check_kind(kind)
-    if torch.is_inference_mode_enabled():
-        raise ArgumentError("curvature must be taken outside torch.inference_mode().")
     objective = bind(model, data, loss, metrics=(), precision="model")
+    objective.check_differentiable("curvature")
     check_loss(kind, objective.measure)
     with objective.session(center) as session:
         fingerprint = session.fingerprint()
@@ -306,6 +371,7 @@ def linearize(
     if memory is not None:
         check_count("memory", memory, 0)
     engine, objective = session.engine, session.objective
+    objective.check_differentiable("curvature")
     check_loss(kind, engine.measure)
     space = session.space
     if params is not None:

@@ -349,7 +349,6 @@ def statistics(session: Session) -> str:
         return "no batch norm"
     return {
         "eval": "running statistics, as constants",
-        "recompute": "statistics of all data at this point, then constants",
         "batch": "statistics of each batch, differentiated",
     }[session.objective.bn]
 

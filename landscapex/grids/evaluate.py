@@ -14,10 +14,11 @@ from landscapex.grids.options import Auto, Progress, Shard, checked_options
 from landscapex.grids.results import Surface
 from landscapex.grids.time_limit import TimeLimit
 from landscapex.model.parameters import Ignore, Normalize
-from landscapex.objective import Objective, bind
+from landscapex.objective import Objective, bind, names_objective_options
 from landscapex.session import Point
 
 
+@names_objective_options
 def line(
     model: nn.Module | Objective,
     data: Any = None,
@@ -62,6 +63,7 @@ def line(
     return fill_grid(1, objective, checked_options(locals()))
 
 
+@names_objective_options
 def surface(
     model: nn.Module | Objective,
     data: Any = None,
@@ -108,8 +110,8 @@ def surface(
             Coordinates multiply the direction.
         points: Per axis: one number, or one per direction. An odd number over a symmetric span
             has the centre as a point.
-        center: A state_dict, or a flat vector ``(P,)``; None for the live parameters, or the
-            origin of the plane of a `Trajectory`.
+        center: A state_dict, the path of a checkpoint, a module, or a flat vector ``(P,)``; None
+            for the live parameters, or the origin of the plane of a `Trajectory`.
         metrics: See `Objective`.
         seed: Of random directions, and of the search for eigenvectors.
         out: Result file (NetCDF-4). While the work goes on, finished points are kept in a journal
@@ -165,6 +167,7 @@ def surface(
     return fill_grid(2, objective, checked_options(locals()))
 
 
+@names_objective_options
 def volume(
     model: nn.Module | Objective,
     data: Any = None,

@@ -31,7 +31,6 @@ from landscapex.errors import (
     GridError,
     OutputError,
     ResumeMismatchError,
-    Terminated,
     TimeLimitWarning,
 )
 from landscapex.grids.earlier import finished_run, read_earlier
@@ -42,7 +41,7 @@ from landscapex.grids.quantities import Losses, Quantity
 from landscapex.grids.ranks import this_rank
 from landscapex.grids.results import Surface
 from landscapex.grids.time_limit import Deadline
-from landscapex.interrupts import Interrupts
+from landscapex.interrupts import Interrupts, terminated
 from landscapex.objective import Objective
 from landscapex.session import Point, Session
 from landscapex.storage import opening
@@ -211,7 +210,6 @@ class _Run:
             disable=not self.options.progress or sys.stderr is None,
             delay=0.5,
             dynamic_ncols=True,
-            mininterval=0.1 if _watched() else 10.0,  # lines of a log file stay
         )
         with bar:
             for start, stop in _missing(chunks, self._done):
@@ -286,11 +284,6 @@ class _Run:
         return Surface.from_run(replace(header, provenance=provenance), self._done, self._values)
 
 
-def _watched() -> bool:
-    """Whether somebody sees the bar move: a terminal or a notebook."""
-    return (sys.stderr is not None and sys.stderr.isatty()) or "ipykernel" in sys.modules
-
-
 def _region(grid: Grid) -> Region:
     low, high = (np.array([f(a) for a in grid.axes]) for f in (np.min, np.max))
     return Region(low, high, grid.size)
@@ -346,7 +339,7 @@ def _directions(num_axes: int, session: Session, options: Options) -> Directions
         )  # fmt: skip
     else:
         if isinstance(wanted, str):
-            wanted = _eigenvectors(num_axes, session, options.seed)
+            wanted = _eigenvectors(num_axes, session, options)
         elif isinstance(wanted, Plane):
             wanted = wanted.directions
         directions = wanted if isinstance(wanted, Directions) else axes.given(objective, wanted)
@@ -366,13 +359,16 @@ def _directions(num_axes: int, session: Session, options: Options) -> Directions
     return directions
 
 
-def _eigenvectors(num_axes: int, session: Session, seed: int) -> Directions:
+def _eigenvectors(num_axes: int, session: Session, options: Options) -> Directions:
     """Those of the largest curvature at the centre."""
     from landscapex.curvature.lanczos import eigenpairs  # only this kind of directions needs it
     from landscapex.curvature.operators import linearize
 
     loss = session.values()[0]
-    found = eigenpairs(linearize(session), min(num_axes, session.space.size), "LA", seed=seed)
+    found = eigenpairs(
+        linearize(session), min(num_axes, session.space.size), seed=options.seed,
+        progress=options.progress,
+    )  # fmt: skip
     return found.directions(layout_of(session.space), loss=loss)
 
 
@@ -420,7 +416,7 @@ def _warn_of_results(result: Surface, center: float) -> None:
 
 def _stopped(signum: int, result: Surface, options: Options) -> BaseException:
     if signum == signal.SIGTERM:
-        return Terminated(_kept(result, options, "SIGTERM"), surface=result)
+        return terminated(_kept(result, options, "SIGTERM"), surface=result)
     stopped = KeyboardInterrupt(_kept(result, options, "Ctrl-C"))
     stopped.surface = result  # type: ignore[attr-defined]
     return stopped

@@ -19,7 +19,7 @@ from landscapex.grids.ranks import this_rank
 from landscapex.grids.time_limit import parse_time_limit
 from landscapex.model.parameters import Ignore, Normalize
 from landscapex.session import Point
-from landscapex.storage.files import check_output
+from landscapex.storage.files import check_output, check_result_name
 
 AUTO: Final = "auto"  # the part of a process of torchrun
 
@@ -120,6 +120,7 @@ def checked_options(arguments: dict[str, Any]) -> Options:
         raise ArgumentError(f"`threads` must be a whole number of at least 1, got {threads!r}.")
     if chosen["out"] is not None:
         check_output(chosen["out"])
+        check_result_name(chosen["out"])
         chosen["out"] = Path(chosen["out"])
     chosen["time_limit"] = parse_time_limit(chosen["time_limit"])
     shard = parse_shard(chosen["shard"])

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from landscapex._arrays import read_only, same_bits
+from landscapex._names import did_you_mean
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.grids.grid import AXIS_NAMES
 from landscapex.grids.line_measures import LineMeasures, measure_line
@@ -24,6 +25,8 @@ from landscapex.storage.header import MASK, AxisInfo, RunHeader
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_NOTES = 3  # that are printed
 
 
 @dataclass(frozen=True)
@@ -255,7 +258,10 @@ class Surface:
             ArgumentError: If there is no such column.
         """
         if column not in self.columns:
-            raise ArgumentError(f"`column` must be one of {self.columns}, got {column!r}.")
+            raise ArgumentError(
+                f"`column` must be one of {self.columns}, got {column!r}"
+                f"{did_you_mean(column, self.columns) or '.'}"
+            )
         return read_only(self._dataset[column].values)
 
     def __iter__(self) -> Iterator[str]:
@@ -287,12 +293,13 @@ class Surface:
         """Write the result to a NetCDF-4 file; it is there whole, or not at all.
 
         Args:
-            path: Where to; an existing file is replaced.
+            path: Where to, say ``surface.nc``; an existing file is replaced.
 
         Returns:
             The absolute path.
 
         Raises:
+            ArgumentError: If the name ends like a file of another format, say ``.html``.
             OutputError: If it cannot be written.
         """
         return store.write_dataset(self._dataset, path)
@@ -402,7 +409,7 @@ class Surface:
         return export.to_picture(self, path, column=column, **options)
 
     def __repr__(self) -> str:
-        """What it is, in a few lines."""
+        """What it is, in a few lines, and the first notes of its provenance."""
         size = " x ".join(map(str, self.shape))
         count, total = int(self.evaluated.sum()), self.loss.size
         state = "complete" if self.complete else f"{count} of {total} evaluated"
@@ -416,6 +423,10 @@ class Surface:
             lines.append(f"  {'minimum':<10} {self.minimum.value:.6g} at ({where})")
         if self.nonfinite:
             lines.append(f"  {'not finite':<10} {self.nonfinite} of {count} losses")
+        notes = self.provenance.get("notes") or []
+        lines += [f"  note: {note}" for note in notes[:_NOTES]]
+        if notes[_NOTES:]:
+            lines.append(f'  and {len(notes) - _NOTES} more in provenance["notes"]')
         return "\n".join(line.rstrip() for line in lines)
 
     def _repr_html_(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from landscapex._names import did_you_mean
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.losses.measure import Loss, Measure
 from landscapex.losses.metrics import Metrics, resolve_metrics
@@ -71,9 +72,10 @@ def resolve(
             f"`count` must be a function of the batch or a key, got {type(count).__name__}."
         )
     if isinstance(loss, str) and loss not in TORCH_LOSSES:
+        hint = did_you_mean(loss, TORCH_LOSSES) or "."
         raise ArgumentError(
-            f"`loss` must be one of {', '.join(TORCH_LOSSES)}, got {loss!r}; any other loss is a "
-            "function f(model, batch)."
+            f"`loss` must be one of {', '.join(TORCH_LOSSES)}, got {loss!r}{hint} Any other loss "
+            "is a function f(model, batch)."
         )
     known = torch_measure(loss, count, reduction, metrics)
     if known is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from landscapex._batch import Batch, describe
+from landscapex._names import did_you_mean
 from landscapex.errors import ArgumentError, ArgumentTypeError, LossError
 from landscapex.losses.identity import JSON, of_callable
 from landscapex.losses.reductions import Count, IdentityCache, as_exact, output_tensors, sum_exactly
@@ -164,7 +165,7 @@ def _built_in(name: str, decision: str | None, ignore_index: int, shifted: bool)
         names = ", ".join(map(repr, BUILT_IN))
         raise ArgumentError(
             f"`metrics` must be one of {names} or a mapping {{name: f(output, batch)}}, "
-            f"got {name!r}."
+            f"got {name!r}{did_you_mean(name, BUILT_IN) or '.'}"
         )
     if decision is None or (name == "top5" and decision not in ("class", "any")):
         raise ArgumentError(

@@ -48,10 +48,14 @@ class TorchMeasure(Measure):
             metrics, decision=loss.decision, ignore_index=_ignore_index(options)
         )
         reduction = options.get("reduction", "mean")
-        self.rule = f"{self.name} (reduction={reduction!r}), weighted by the number of {loss.rule}"
+        self._averaged = reduction in ("mean", "batchmean")
+        self.rule = f"{self.name} (reduction={reduction!r}), " + (
+            f"weighted by the number of {loss.rule}"
+            if self._averaged
+            else f"its sum over all data divided by the number of {loss.rule}"
+        )
         self.regroupable = loss.per_sample(options) and all(m.built_in for m in self.metrics)
         self._loss, self._criterion, self._given_metrics = loss, criterion, metrics
-        self._averaged = reduction in ("mean", "batchmean")
         self._counts = IdentityCache()
 
     def to(self, device: torch.device) -> Measure:

@@ -46,7 +46,8 @@ class Weighting:
             by = f"the number of labels other than {IGNORED} from the second position on"
         else:
             by = f"the number of labels other than {IGNORED}, or of samples without integer labels"
-        return f"reduction={self.reduction!r}, weighted by {by}"
+        how = "weighted" if self.reduction == "mean" else "its sum over all data divided"
+        return f"reduction={self.reduction!r}, {how} by {by}"
 
     @property
     def identity(self) -> dict[str, JSON]:

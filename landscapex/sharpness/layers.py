@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from torch import nn
 
+from landscapex._names import did_you_mean
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.model.entries import Entry
 from landscapex.model.parameters import ParameterSpace
@@ -42,8 +42,7 @@ def weight_entry(space: ParameterSpace, layer: object) -> Entry:
     if index is None:
         weights = [n for n, i in space.names.items() if len(space.entries[i].shape) > 1]
         known = {n.removesuffix(".weight"): None for n in weights} | dict.fromkeys(weights)
-        near = difflib.get_close_matches(layer, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(weights)}."
+        hint = did_you_mean(layer, known) or f"; there are {', '.join(weights)}."
         raise ArgumentError(
             f"`layer` must name a layer with a weight among the chosen parameters, got {layer!r}"
             f"{hint}"

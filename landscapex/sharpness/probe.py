@@ -14,7 +14,7 @@ from torch import Tensor
 
 from landscapex._arrays import read_only
 from landscapex._draws import gaussian_
-from landscapex.engine.eager import EagerEngine, batch_norms
+from landscapex.engine.eager import EagerEngine
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.model.parameters import ParameterSpace
 from landscapex.objective import Objective, Point
@@ -186,10 +186,8 @@ def probing(objective: Objective, center: Point, *, gradients: bool) -> Iterator
         ArgumentTypeError: If ``objective`` is none.
     """
     check_objective(objective)
-    if gradients and torch.is_inference_mode_enabled():
-        raise ArgumentError("a gradient must be taken outside torch.inference_mode().")
-    if gradients and objective.bn == "recompute" and batch_norms(objective.model):
-        raise ArgumentError("`bn` must be 'eval' or 'batch' for a gradient, got 'recompute'.")
+    if gradients:
+        objective.check_differentiable("a gradient")
     with objective.session(center) as session:
         probe = Probe(session)
         probe.fingerprint = session.fingerprint()

@@ -15,8 +15,23 @@ import zlib
 from pathlib import Path
 from typing import Final, NoReturn
 
-from landscapex.errors import ArgumentTypeError, CorruptFileError, OutputError
+from landscapex.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CorruptFileError,
+    MissingFileError,
+    OutputError,
+)
 
+# What writes the formats that results are exported to.
+_EXPORTS: Final = {
+    **dict.fromkeys((".png", ".svg", ".pdf"), "to_picture"),
+    **dict.fromkeys((".jpg", ".jpeg"), "landscapex.plot.save"),
+    **dict.fromkeys((".html", ".htm"), "to_html"),
+    **dict.fromkeys((".h5", ".hdf5"), "to_h5"),
+    ".csv": "to_csv",
+    ".vts": "to_vts",
+}
 _SEALED: Final = re.compile(rb'\{"crc32":"([0-9a-f]{8})",')
 
 
@@ -31,8 +46,10 @@ def fail(
         kind: What to raise.
 
     Raises:
-        OutputError: Always, or ``kind``.
+        OutputError: Always, or ``kind``; a `MissingFileError` of what is to be read.
     """
+    if kind is CorruptFileError and code == errno.ENOENT:
+        kind = MissingFileError
     error: OutputError | CorruptFileError = kind(message)
     error.errno = code
     raise error
@@ -109,6 +126,25 @@ def check_output(out: str | os.PathLike[str], name: str = "out") -> Path:
     return path
 
 
+def check_result_name(path: str | os.PathLike[str], name: str = "out") -> None:
+    """Refuse to write a result, which is NetCDF, under the name of another format.
+
+    Args:
+        path: Where the result shall be.
+        name: Of the argument, for messages.
+
+    Raises:
+        ArgumentError: If the name ends like a file that a result is exported to.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in _EXPORTS:
+        raise ArgumentError(
+            f"`{name}` must be the name of a NetCDF file, say {Path(path).stem}.nc; {suffix} is "
+            f"written from a result by `{_EXPORTS[suffix]}` or `landscapex export`, "
+            f"got {os.fspath(path)!r}."
+        )
+
+
 def check_replaceable(path: Path, marks: tuple[bytes, ...], what: str) -> None:
     """Refuse to replace what somebody else made, perhaps in hours: a checkpoint, say.
 
@@ -164,7 +200,8 @@ def read_file(path: Path, *, line: bool = False) -> bytes:
         Its bytes.
 
     Raises:
-        CorruptFileError: If it cannot be read, or is not a file: a pipe might never end.
+        CorruptFileError: If it cannot be read, or is not a file: a pipe might never end; a
+            `MissingFileError` if it is not there.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):

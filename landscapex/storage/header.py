@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from landscapex.batches import FROZEN
 from landscapex.errors import ArgumentError
 from landscapex.grids.grid import AXIS_NAMES
 
@@ -166,7 +167,16 @@ def differences(stored: RunHeader, mine: RunHeader) -> list[str]:
     if stored.recorded == mine.recorded and not _same_center(stored, mine):
         # what no hash sees: an attribute that the model or the loss reads
         pairs["loss at the centre"] = _center(stored), _center(mine)
-    return [f"{name}: {_short(a)} -> {_short(b)}" for name, (a, b) in pairs.items() if a != b]
+    found = {n: f"{n}: {_short(a)} -> {_short(b)}" for n, (a, b) in pairs.items() if a != b}
+    if "data" in found and (chance := _frozen_draws(stored, mine)):
+        found["data"] += f" ({'; '.join(chance)})"
+    return [*found.values()]
+
+
+def _frozen_draws(*headers: RunHeader) -> list[str]:
+    """What is known to make the data others each time they are read."""
+    notes = [note for header in headers for note in header.provenance.get("notes", [])]
+    return [*dict.fromkeys(n for n in notes if isinstance(n, str) and n.endswith(FROZEN))]
 
 
 def _center(header: RunHeader) -> float | None:

@@ -324,7 +324,7 @@ def fail_missing(path: Path) -> NoReturn:
         path: What was looked for.
 
     Raises:
-        CorruptFileError: Always, with ``errno.ENOENT``.
+        MissingFileError: Always, with ``errno.ENOENT``.
     """
     message = f"{path} does not exist, and there is no journal of it."
     fail(message, errno.ENOENT, CorruptFileError)

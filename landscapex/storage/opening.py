@@ -33,7 +33,8 @@ def open(path: str | os.PathLike[str]) -> Surface:
         ``evaluated``.
 
     Raises:
-        CorruptFileError: If nothing is there, the file is damaged, or it is not a result.
+        CorruptFileError: If the file is damaged, or is not a result; a `MissingFileError`, which is
+            a FileNotFoundError too, if nothing is there.
         ResumeMismatchError: If journals of different runs lie side by side.
     """
     given = store.check_path(path)

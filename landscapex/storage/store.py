@@ -24,6 +24,7 @@ from landscapex.storage import files
 from landscapex.storage.files import (
     check_output,
     check_path,
+    check_result_name,
     check_space,
     read_file,
     replace_file,
@@ -63,10 +64,12 @@ def write_dataset(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
         The absolute path, links followed.
 
     Raises:
+        ArgumentError: If the name ends like a file of another format.
         OutputError: If ``path`` cannot be written, there is no room, or a file of something else
             is there.
     """
     target = check_output(path, "path")
+    check_result_name(path, "path")
     check_replaceable(target)
     data = _to_bytes(dataset)
     check_space(target, len(data))

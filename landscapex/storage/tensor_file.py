@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from landscapex.errors import CorruptFileError
 from landscapex.storage import checkpoints
-from landscapex.storage.files import check_path, replace_file
+from landscapex.storage.files import check_path, fail, replace_file
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ def load(
     """
     file = check_path(path)
     if not file.is_file():
-        raise CorruptFileError(f"{file} must exist, got no such file.")
+        fail(f"{file} must exist, got no such file.", errno.ENOENT, CorruptFileError)
     try:
         with safe_open(file, framework="pt") as opened:
             header = dict(opened.metadata() or {})

@@ -21,12 +21,11 @@ from landscapex.errors import (
     ArgumentTypeError,
     GridError,
     NonFiniteCenterError,
-    Terminated,
 )
-from landscapex.interrupts import Abandon, Interrupts
+from landscapex.interrupts import Abandon, Interrupts, terminated
+from landscapex.model.states import Tensors
 from landscapex.objective import Objective
 from landscapex.studies.residuals import ResidualCoordinates, points_of, solution_of, split_points
-from landscapex.studies.segment import Tensors
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -271,7 +270,7 @@ def _places(along: ResidualCoordinates, offsets: Sequence[float] | None, points:
 def _stopped(signum: int, strip: CostStrip) -> BaseException:
     text = f"{int(strip.evaluated.sum())} of {strip.evaluated.size} points are in `.surface`"
     if signum == signal.SIGTERM:
-        return Terminated(f"stopped by SIGTERM: {text}.", surface=strip)
+        return terminated(f"stopped by SIGTERM: {text}.", surface=strip)
     stopped = KeyboardInterrupt(f"stopped by Ctrl-C: {text}.")
     stopped.surface = strip  # type: ignore[attr-defined]
     return stopped

@@ -22,9 +22,10 @@ from landscapex.grids.quantities import Losses
 from landscapex.grids.results import Surface
 from landscapex.grids.time_limit import TimeLimit
 from landscapex.model.parameters import Steps, unwrap
+from landscapex.model.states import Tensors, tensors_of
 from landscapex.objective import Objective, bind
 from landscapex.session import Session, digest_of
-from landscapex.studies.segment import Companions, Tensors, absent, tensors_of
+from landscapex.studies.segment import Companions, absent
 
 State = nn.Module | Objective | Mapping[str, Tensor] | Tensor | str | os.PathLike[str]
 

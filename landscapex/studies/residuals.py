@@ -21,8 +21,8 @@ from landscapex import _ops
 from landscapex._arrays import Array, read_only
 from landscapex.errors import ArgumentError, ArgumentTypeError
 from landscapex.model.parameters import ParameterSpace
+from landscapex.model.states import Tensors, tensors_of
 from landscapex.objective import Objective
-from landscapex.studies.segment import Tensors, tensors_of
 from landscapex.trajectories.principal import Rows
 from landscapex.trajectories.runs import open_run
 

@@ -6,20 +6,14 @@ tensors are interpolated, and whatever cannot be interpolated is copied from the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from landscapex.errors import ArgumentTypeError, ParameterMismatchError
-from landscapex.model.parameters import ParameterSpace, unwrap
-from landscapex.storage import checkpoints
-
-Tensors = Mapping[str, Tensor] | Tensor  # by name, or the chosen parameters in a row
+from landscapex.errors import ParameterMismatchError
+from landscapex.model.parameters import ParameterSpace
 
 _VARIANCE = "running_var"  # what batch norm calls it: it has no square root below 0
 _COUNTER = "num_batches_tracked"  # read in training mode only
@@ -134,47 +128,6 @@ class Companions:
         if jumping:
             parts.append(f"{_named(jumping)} copied from the nearer end")
         return "; ".join(parts)
-
-
-def tensors_of(state: Any, model: nn.Module) -> Tensors:
-    """The tensors of a state, under the names of a model.
-
-    Args:
-        state: A module, a state_dict, the path of a checkpoint, or a flat vector.
-        model: Names that all have one prefix in the state lose it.
-
-    Returns:
-        Parameters and buffers by name, or the flat vector.
-
-    Raises:
-        ArgumentTypeError: If ``state`` is none of these.
-    """
-    if isinstance(state, nn.Module):
-        return named_tensors(unwrap(state))
-    if isinstance(state, str | os.PathLike):
-        state = checkpoints.read(Path(state))
-    if isinstance(state, Tensor):
-        return state
-    if not isinstance(state, Mapping):
-        raise ArgumentTypeError(
-            "a state must be a module, a state_dict, a flat vector or a path, got "
-            f"{type(state).__name__}."
-        )
-    prefix = checkpoints.common_prefix(state, model.state_dict(keep_vars=True))
-    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-
-
-def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of a module, those included that its state_dict leaves out.
-
-    Args:
-        module: Any module.
-
-    Returns:
-        The live tensors, under all of their names.
-    """
-    found: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    return found | dict(module.named_buffers(remove_duplicate=False))
 
 
 def absent(

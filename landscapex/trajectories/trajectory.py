@@ -21,9 +21,9 @@ from landscapex.errors import (
     DirectionError,
     ParameterMismatchError,
 )
+from landscapex.model import states
 from landscapex.model.parameters import unwrap
-from landscapex.storage import tensor_file
-from landscapex.storage.checkpoints import common_prefix
+from landscapex.storage import checkpoints, tensor_file
 from landscapex.trajectories.principal import Rows, fit, random_walk_limit
 from landscapex.trajectories.runs import State
 
@@ -184,14 +184,14 @@ class Trajectory:
         return float(self.residuals[t]), float(self.residuals[t] / distance) if distance else 0.0
 
     def project(
-        self, point: State | nn.Module, *, method: Literal["least_squares", "cos"] = "least_squares"
+        self, point: states.State, *, method: Literal["least_squares", "cos"] = "least_squares"
     ) -> Projection:
         """Where a point is relative to the plane.
 
         Args:
-            point: A flat vector ``(P,)``, a state_dict or a module. As in a checkpoint, all names
-                may have a prefix (``module.``, ``_orig_mod.``), and a tied parameter any of its
-                names.
+            point: A flat vector ``(P,)``, a state_dict, a module or the path of a checkpoint. All
+                names may have a prefix (``module.``, ``_orig_mod.``), and a tied parameter any of
+                its names.
             method: See `project`.
 
         Returns:
@@ -344,21 +344,24 @@ def project(
 
 
 def _flat(
-    point: State | nn.Module,
+    point: states.State,
     layout: tuple[tuple[str, tuple[int, ...]], ...],
     tied: Mapping[str, Sequence[str]],
 ) -> Tensor:
     """A point as a flat float64 vector on the CPU; `tied` has all names of tied parameters."""
     if isinstance(point, Tensor):
         return point.detach().double().cpu()
-    if isinstance(point, nn.Module):
+    if isinstance(point, str | os.PathLike):
+        point = checkpoints.read(Path(point))
+    elif isinstance(point, nn.Module):
         point = dict(unwrap(point).named_parameters(remove_duplicate=False))
     if not isinstance(point, Mapping):
         raise ArgumentTypeError(
-            f"`point` must be a flat vector, a state_dict or a module, got {type(point).__name__}."
+            "`point` must be a flat vector, a state_dict, a module or a path, got "
+            f"{type(point).__name__}."
         )
     names = {name: tied.get(name, [name]) for name, _ in layout}
-    prefix = common_prefix(point, [n for known in names.values() for n in known])
+    prefix = checkpoints.common_prefix(point, [n for known in names.values() for n in known])
     parts = []
     for name, shape in layout:
         tensor = next((point[prefix + n] for n in names[name] if prefix + n in point), None)

@@ -242,7 +242,7 @@ OPERATORS = [
         "trap 17", "products in training mode", "landscapex/curvature/operators.py",
         "    with engine.evaluating():\n",
         "    if True:\n",
-        UNTOUCHED + "test_statistics_are_recomputed_where_a_session_has_moved_the_model",
+        UNTOUCHED + "test_products_are_in_evaluation_mode_where_a_session_has_moved_the_model",
     ),
     Planted(
         "trap 18", "the plain mean of the products of batches",

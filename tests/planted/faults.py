@@ -96,8 +96,8 @@ FAULTS = [
     ),
     Planted(
         "fault 5", "another run is mixed in", "landscapex/storage/header.py",
-        "for name, (a, b) in pairs.items() if a != b]",
-        "for name, (a, b) in pairs.items() if a is None]",
+        "for n, (a, b) in pairs.items() if a != b}",
+        "for n, (a, b) in pairs.items() if a is None}",
         RESUME + "test_fault_05_another_run_is_never_mixed_in",
     ),
     Planted(

@@ -108,8 +108,8 @@ TRAPS = [
     ),
     Planted(
         "trap 9", "biases are copied", "landscapex/axes.py",
-        'own = center[e.offset : e.end] if ignore == "copy" else 0.0',
-        "own = center[e.offset : e.end]",
+        'own = at[e.offset : e.end] if ignore == "copy" else 0.0',
+        "own = at[e.offset : e.end]",
         AXES_NORMALIZE + "test_trap_09_biases_and_norms_do_not_move_by_default",
     ),
     Planted(

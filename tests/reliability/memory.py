@@ -82,7 +82,8 @@ def tiny() -> lx.Objective:
 def run_within(room: int, engine: str, samples: int) -> dict[str, Any]:
     """A line with `room` bytes of address space beyond those of its process; 0 for no limit."""
     objective = wide(samples)
-    lx.line(tiny(), points=2, engine=engine, progress=False)  # what is imported late
+    for late in {engine, "compiled"} if engine == "auto" else {engine}:
+        lx.line(tiny(), points=2, engine=late, progress=False)  # what is imported late
     before = status("VmSize")
     if room:
         resource.setrlimit(resource.RLIMIT_AS, (before + room, before + room))

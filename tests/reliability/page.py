@@ -97,7 +97,7 @@ HEAD = """\
 # Reliability in figures
 
 Written by `make reliability` with landscapex {version}, torch {torch} and Python {python} on
-{system}, {processor}; nothing here ran on a GPU. It takes {minutes:.0f} minutes on two cores.
+{system}, {processor}; nothing here ran on a GPU. It took {minutes:.0f} minutes.
 [Why these numbers can be trusted](trust.md) says what stands behind each promise.
 """
 
@@ -111,6 +111,12 @@ PART = """
 {rows}
 """
 
+MISSING = """
+## {0}: {1.title}
+
+{1.text} **Not measured** for this page.
+"""
+
 
 def page(measured: Sequence[Measured]) -> str:
     """The page, in Markdown, of what was measured."""
@@ -122,7 +128,9 @@ def page(measured: Sequence[Measured]) -> str:
         processor=_processor(),
         minutes=sum(m.seconds for m in measured) / 60,
     )
-    return head + "".join(map(_part, measured))
+    found = {m.promise: m for m in measured}
+    parts = [_part(found[i]) if i in found else MISSING.format(i, PROMISES[i]) for i in PROMISES]
+    return head + "".join(parts)
 
 
 def _part(measured: Measured) -> str:
