@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from operator import itemgetter
@@ -42,6 +44,12 @@ def let_go(error: Exception, device: torch.device) -> None:
     traceback.clear_frames(error.__traceback__)
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        # What the C library keeps for later is of no use to what asks the system itself, such as
+        # oneDNN, which makes a kernel for every shape.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 def in_pieces(batches: Iterable[Batch], most: int | None) -> Iterator[Batch]:
