@@ -98,6 +98,8 @@ class Case:
         entries: landscapex first.
         notes: What lies behind a wrong answer, by tool.
         absent: Why other tools are not in the table.
+        varying: Columns in which rounding decides about a tool's answer, by label: it is another
+            on another processor.
         seconds: After which an entry is stopped.
     """
 
@@ -109,6 +111,7 @@ class Case:
     entries: Sequence[Entry]
     notes: Mapping[str, str] = field(default_factory=dict)
     absent: str = ""
+    varying: Mapping[str, Sequence[str]] = field(default_factory=dict)
     seconds: float = 300.0
 
     def entry(self, label: str) -> Entry:
@@ -119,6 +122,7 @@ class Case:
         assert labels[0] == OURS
         assert len(set(labels)) == len(labels)
         assert set(self.notes) <= set(TOOLS)
+        assert set(self.varying) <= set(labels)
 
 
 def answer(entry: Entry) -> dict[str, Value | Raised]:

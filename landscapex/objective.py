@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from landscapex import batches
 from landscapex.batches import FrozenBatches
-from landscapex.engine.eager import BN_MODES, EagerEngine, batch_norms
+from landscapex.engine.batch_norm import BN_MODES, batch_norms
+from landscapex.engine.eager import EagerEngine
 from landscapex.engine.layout import Layout
 from landscapex.engine.precision import check_precision
 from landscapex.engine.preparation import PlanCache

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from landscapex.batches import FrozenBatches
+from landscapex.engine.batch_norm import batch_norms
 from landscapex.engine.choice import Choice, Region, choose
-from landscapex.engine.eager import EagerEngine, Stop, batch_norms
+from landscapex.engine.eager import EagerEngine, Stop
 from landscapex.errors import (
     NondeterministicLossError,
     NonFiniteCenterError,
@@ -256,11 +257,15 @@ class Session:
         }
 
     def _pieces(self, batches: FrozenBatches) -> list[str]:
-        """What is to be said of batches that are cut, because memory is short."""
-        most = self.engine.layout.most
-        if most is None or most >= max(batches.sizes):
-            return []
-        return [f"memory was short: {most} samples went through the model at a time"]
+        """What is to be said of how they were evaluated, because memory is short."""
+        layout = self.engine.layout
+        said = []
+        if not layout.onednn:
+            said.append("memory was short: torch's own kernels took the place of oneDNN's")
+        if layout.most is not None and layout.most < max(batches.sizes):
+            most = layout.most
+            said.append(f"memory was short: {most} samples went through the model at a time")
+        return said
 
 
 def _copy_into(target: Tensor, value: Tensor, name: str) -> None:

@@ -46,7 +46,8 @@ ORDER = [
     *of("", "engine"),
     *of(
         "engine",
-        "onednn memory layout precision eager steps program weight_order plan sharing capture",
+        "onednn memory batch_norm layout precision eager steps program weight_order plan sharing "
+        "capture",
     ),
     *of("engine", "lowering"),
     *of("engine.lowering", "samples lanes registry builder walk values contractions moves"),

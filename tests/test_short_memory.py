@@ -77,7 +77,8 @@ def test_fault_20_batches_are_halved_until_there_is_room(kind, room, chosen):
     message = rf"memory is short: {chosen} samples go through the model at a time"
     with pytest.warns(LandscapexWarning, match=message) as caught:
         found = surface(model)
-    assert len([w for w in caught if "memory" in str(w.message)]) == 1
+    said = [w for w in caught if "memory" in str(w.message)]
+    assert len(said) == (2 if kind == "oneDNN" else 1)  # that it takes no part any more
     assert reference.changes(before, reference.everything(model)) == []
     truth = surface(Greedy())
     np.testing.assert_allclose(found.loss, truth.loss, rtol=1e-6)
@@ -172,6 +173,52 @@ def test_fault_20_what_oneDNN_cannot_do_is_no_want_of_memory():
     said = "could not create a primitive descriptor for the matmul primitive."
     assert not memory.is_short(RuntimeError(said))
     assert not memory.is_short(ValueError("could not create a primitive"))
+
+
+class Poisoned(nn.Module):
+    """Has oneDNN fail, once and for all, as it does in a thread where it had no room."""
+
+    def __init__(self, kind="oneDNN"):
+        super().__init__()
+        self.inner = models.mlp(3, 4, 2)
+        self.without = {"kind": kind, "samples": []}
+
+    def forward(self, x):
+        if self.without["kind"] and torch._C._get_mkldnn_enabled():
+            raise KINDS[self.without["kind"]]()
+        self.without["samples"].append(len(x))
+        return self.inner(x)
+
+
+ASKED = {
+    "loss": lambda objective: objective.loss(),
+    "gradient": lambda objective: objective.gradient(),
+    "surface": lambda objective: torch.from_numpy(lx.surface(objective, **QUIET).loss),
+}
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+def test_fault_20_without_room_for_kernels_of_oneDNN_those_of_torch_take_their_place(ask):
+    """It would fail for every number of samples, down to one."""
+    model = Poisoned()
+    objective = lx.Objective(model, data(16, 16), "cross_entropy")
+    expected = lx.Objective(Poisoned(None), data(16, 16), "cross_entropy")
+    with pytest.warns(LandscapexWarning, match="oneDNN has no room for its kernels") as caught:
+        found = ask(objective)
+    assert len([w for w in caught if "memory" in str(w.message)]) == 1
+    torch.testing.assert_close(found, ask(expected), rtol=1e-5, atol=1e-7)
+    assert set(model.without["samples"]) == {16}  # all that there are in a batch
+    assert torch._C._get_mkldnn_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = lx.surface(objective, **QUIET)  # it remembers
+    note = "memory was short: torch's own kernels took the place of oneDNN's"
+    assert note in again.provenance["notes"]
+
+
+def test_fault_20_other_errors_do_not_end_oneDNN():
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        lx.Objective(Poisoned("processor"), data(16), "cross_entropy").loss()
 
 
 def test_fault_20_no_room_for_one_sample_is_an_error_that_helps():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -95,3 +96,22 @@ def test_metrics_that_change_between_batches_are_refused():
     totals.add(Terms(torch.tensor(1.0), 1, {"a": (torch.tensor(1.0), 1)}))
     with pytest.raises(LossError, match=r"same metrics for every batch, got \['b'\] after \['a'\]"):
         totals.add(Terms(torch.tensor(1.0), 1, {"b": (torch.tensor(1.0), 1)}))
+
+
+def test_totals_hold_no_memory_between_batches():
+    """It would lie between activations that are freed, and keep others from their place."""
+    totals, held = Totals(), []
+    for value in (1.0, 5.0):
+        loss, metric, count = torch.tensor(value), torch.tensor(2.0), torch.tensor(3)
+        totals.add(Terms(loss, count, {"m": (metric, count)}))
+        held += [weakref.ref(t) for t in (loss, metric, count)]
+    del loss, metric, count
+    assert [tensor() for tensor in held] == 6 * [None]
+    assert totals.values() == [3.0, 4 / 6]
+
+
+def test_totals_that_are_replayed_read_tensors_anew():
+    totals, loss = Totals(replayed=True), torch.tensor(1.0)
+    totals.add(Terms(loss, 2))
+    loss.fill_(4.0)
+    assert totals.values() == [4.0]

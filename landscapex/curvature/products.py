@@ -19,7 +19,7 @@ from landscapex.curvature.linear import SymmetricOperator
 from landscapex.curvature.linearized import Builder, Built, HessianBuilder, Linearized, Parts
 from landscapex.curvature.soundness import asymmetry, check_graph
 from landscapex.curvature.standing import Standing, own_arithmetic, twice_differentiable, widened
-from landscapex.engine.eager import batch_norms
+from landscapex.engine.batch_norm import batch_norms
 from landscapex.errors import EmptyDataError
 from landscapex.model.entries import Entry
 from landscapex.model.generators import common_draws

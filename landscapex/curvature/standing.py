@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscapex.curvature.replacements import Replacements
+from landscapex.engine.onednn import without_onednn
 from landscapex.engine.precision import precision_context
 from landscapex.errors import LossError, ModelChangedError
 from landscapex.model.parameters import ParameterSpace
@@ -187,8 +188,7 @@ def twice_differentiable(
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if recurrent:
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            kept = dict.fromkeys(("deterministic", "allow_tf32", "fp32_precision"))
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False, **kept))
+            stack.enter_context(without_onednn())
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
         if "torch._dynamo" in sys.modules:  # what it compiles cannot be differentiated twice

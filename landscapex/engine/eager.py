@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from landscapex._warnings import warn
 from landscapex.batches import FrozenBatches
 from landscapex.engine import memory
+from landscapex.engine.batch_norm import (
+    WHY_WHOLE,
+    batch_norms,
+    recompute_statistics,
+    refuse_single_values,
+)
 from landscapex.engine.layout import Layout, choose_layout, samples_are_separate
-from landscapex.engine.onednn import covered_linear
+from landscapex.engine.onednn import covered_linear, without_onednn
 from landscapex.engine.precision import precision_context
 from landscapex.errors import DataError, EmptyDataError, LossError
 from landscapex.grids.grid import AXIS_NAMES
@@ -30,12 +33,6 @@ from landscapex.model.generators import common_draws
 from landscapex.model.guard import Snapshot
 from landscapex.model.parameters import ParameterSpace, Steps
 
-BN_MODES = ("eval", "recompute", "batch")
-_ONE_VALUE = "Expected more than 1"  # value, or spatial element; so torch begins
-_WHOLE = {
-    "batch": "bn='batch' normalises by whole batches",
-    "recompute": "bn='recompute' averages over whole batches",
-}
 _COMMON_SEED = 0  # stochastic losses see the same draws at every point
 
 log = logging.getLogger("landscapex")
@@ -208,6 +205,8 @@ class EagerEngine:
                 values = self._here(stop)
                 break
             except Exception as error:
+                if self._went_on_without_onednn(error):
+                    continue
                 most = self._fewer(error, self.laid_out, self.layout.most)
                 if most is None:
                     raise
@@ -228,6 +227,15 @@ class EagerEngine:
         if names != self.columns:
             self._settle(names)
         return values
+
+    def _went_on_without_onednn(self, error: Exception) -> bool:
+        """Whether the same samples may be tried again, because oneDNN takes no part any more."""
+        if not self.layout.onednn or not memory.ended_onednn(error):
+            return False
+        memory.let_go(error, self.space.device)
+        self.layout = replace(self.layout, onednn=False)
+        warn("memory is short: oneDNN has no room for its kernels, torch's own take their place.")
+        return True
 
     def _fewer(
         self, error: Exception, data: Mapping[str, FrozenBatches], before: int | None
@@ -250,7 +258,7 @@ class EagerEngine:
     def _why_whole(self, batches: FrozenBatches, *, separate: bool) -> str | None:
         """Why batches are not to be cut; None if they may be."""
         if self.bn != "eval" and self._norms:
-            return _WHOLE[self.bn]
+            return WHY_WHOLE[self.bn]
         if not batches.separable:
             return f"not all of `{batches.name}` are tensors of samples of one shape"
         if not separate:
@@ -274,7 +282,8 @@ class EagerEngine:
     def _evaluate(self, stop: Stop | None) -> tuple[list[float], tuple[str, ...]]:
         if self._shared:
             self._reset_modes()
-            return self._values(stop)
+            with self._onednn():
+                return self._values(stop)
         with self._draws(), self._grad_mode(), self._mode(), self._kernels():
             return self._values(stop)
 
@@ -310,6 +319,8 @@ class EagerEngine:
                 gradient = self._gradient(most, stop)
                 break
             except Exception as error:
+                if self._went_on_without_onednn(error):
+                    continue
                 most = self._fewer(error, self.data, most)
                 if most is None:
                     raise
@@ -369,22 +380,7 @@ class EagerEngine:
     def _say_where(self, error: Exception, b: int, name: str, most: int | None) -> None:
         """Note in which batch an evaluation ended, or piece of a batch that was cut."""
         error.add_note(f"landscapex: in {'batch' if most is None else 'piece'} {b} of {name}")
-        self._refuse_single_values(error)
-
-    def _refuse_single_values(self, error: Exception) -> None:
-        """Say in our words that a channel with one value has no variance."""
-        if self.bn == "eval" or not str(error).startswith(_ONE_VALUE):
-            return
-        passed = {id(f.f_locals.get("self")) for f, _ in traceback.walk_tb(error.__traceback__)}
-        if not any(id(norm) in passed for norm in self._norms):  # somebody else's words
-            return
-        refused = DataError(
-            f"with bn={self.bn!r}, every batch must give batch norm more than one value per "
-            f"channel, got {str(error).partition('got ')[2]}: leave out a last batch of one sample "
-            "(drop_last=True), take larger batches, or bn='eval'."
-        )
-        refused.__notes__ = error.__notes__
-        raise refused from error
+        refuse_single_values(error, self._norms, self.bn)
 
     def squared_norm(self) -> Tensor:
         """Of the chosen parameters as they stand, 0-d float64."""
@@ -405,6 +401,9 @@ class EagerEngine:
         if not self.layout.onednn_linear:
             return contextlib.nullcontext()
         return covered_linear(self.space.model)
+
+    def _onednn(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.layout.onednn else without_onednn()
 
     @contextlib.contextmanager
     def _shared_modes(self) -> Iterator[None]:
@@ -444,45 +443,19 @@ class EagerEngine:
         # the user's autocast keeps cast weights for as long as it lasts; ours move
         torch.clear_autocast_cache()
         try:
-            with precision_context(self.precision, self.space.device):
+            with precision_context(self.precision, self.space.device), self._onednn():
                 if self.bn == "recompute" and self._norms:
-                    self._recompute_statistics(self._norms)
+                    self._recompute_statistics()
                 yield
         finally:
             torch.clear_autocast_cache()
 
-    def _recompute_statistics(self, norms: Sequence[_NormBase]) -> None:
-        """Running statistics as the plain average over the batches of the first data set.
-
-        One pass in training mode with cumulative averages (``momentum=None``).
-
-        Raises:
-            DataError: If there are fewer than 2 samples.
-        """
+    def _recompute_statistics(self) -> None:
+        """Raises DataError if there are fewer than 2 samples."""
         name, batches = next(iter(self.data.items()))
         if batches.num_samples < 2:
             raise DataError(
                 f"`{name}` must hold at least 2 samples with bn='recompute', got "
                 f"{batches.num_samples}: one sample has no variance."
             )
-        momenta = [m.momentum for m in norms]
-        # to an instance norm, a momentum of None is 0: it gets the weights of the average
-        instance = [m for m in norms if isinstance(m, _InstanceNorm)]
-        try:
-            for m in norms:
-                m.reset_running_stats()
-                m.momentum = 1.0 if m in instance else None
-                m.train()
-            with torch.no_grad():
-                for k, _ in enumerate(self._terms(name, batches, None, None)):
-                    for m in instance:
-                        m.momentum = 1.0 / (k + 2)
-        finally:
-            for m, momentum in zip(norms, momenta, strict=True):
-                m.momentum = momentum
-                m.eval()
-
-
-def batch_norms(model: nn.Module) -> list[_NormBase]:
-    """Modules that keep running statistics of their inputs."""
-    return [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+        recompute_statistics(self._norms, self._terms(name, batches, None, None))

@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from landscapex._batch import Batch
 from landscapex.batches import FrozenBatches
+from landscapex.engine.batch_norm import batch_norms
 from landscapex.engine.cuda_graph import Graph, graphs_on
-from landscapex.engine.eager import EagerEngine, Stop, batch_norms
+from landscapex.engine.eager import EagerEngine, Stop
 from landscapex.engine.validation import check_points
 from landscapex.losses.own_measures import ModelMeasure
 from landscapex.losses.torch_measure import TorchMeasure
@@ -119,7 +120,7 @@ class Recording:
 
     def _record(self, eager: EagerEngine) -> None:
         for name, batches in self._data.items():
-            totals = self._totals[name] = Totals()
+            totals = self._totals[name] = Totals(replayed=True)
             for some in _stretches(batches):
                 for terms in self._captured(_evaluation(eager, some), eager.space.device):
                     totals.add(terms)

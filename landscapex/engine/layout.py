@@ -40,6 +40,7 @@ class Layout:
         batch: Samples per batch; None leaves the user's batches as they are.
         channels_last: Whether the channels of images are together.
         onednn_linear: Whether oneDNN computes linear layers.
+        onednn: Whether oneDNN takes part at all: not after it had no room for a kernel.
         most: Samples that go through the model at a time, at most: fewer than a batch where memory
             was short; None if it was not.
         most_in_gradients: The same where activations are kept. It decides about no number that
@@ -49,6 +50,7 @@ class Layout:
     batch: int | None = None
     channels_last: bool = False
     onednn_linear: bool = False
+    onednn: bool = True
     most: int | None = None
     most_in_gradients: int | None = None
 

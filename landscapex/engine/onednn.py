@@ -1,5 +1,7 @@
 """Linear layers by oneDNN, where torch's own choice, MKL, is slow: on processors by AMD.
 
+And nothing by oneDNN, where it has no room for its kernels.
+
 On an AMD EPYC, oneDNN took 1 / 2.2 of the time of MKL for a whole MLP 784-512-512-10; on Intel
 processors both are as fast. torch has no switch for it, so the method `forward` of plain
 `nn.Linear` modules is covered by an attribute of the instance while points are evaluated.
@@ -70,6 +72,22 @@ def covered_linear(model: nn.Module) -> Iterator[None]:
             vars(m).pop("forward", None)
 
 
+@contextlib.contextmanager
+def without_onednn() -> Iterator[None]:
+    """Let torch compute everything by other means.
+
+    Yields:
+        Nothing.
+    """
+    # `torch.backends.mkldnn.flags` switches more, and warns of it
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
 def _has_operator() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -84,6 +102,7 @@ def _forward(module: nn.Linear, x: Tensor) -> Tensor:
         or torch.is_autocast_enabled("cpu")
         or forward_ad._current_level >= 0  # nor tangents
         or torch._C._functorch.peek_interpreter_stack() is not None  # nor rules for torch.func
+        or not torch._C._get_mkldnn_enabled()
     ):
         return F.linear(x, weight, module.bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, module.bias, "none", [], "")

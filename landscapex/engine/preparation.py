@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from landscapex._batch import Batch, sample_count
 from landscapex.engine.backend import Backend
+from landscapex.engine.batch_norm import batch_norms
 from landscapex.engine.capture import capture, form_of
 from landscapex.engine.captured import Captured
 from landscapex.engine.compiled import CompiledEngine, DataSet, Share
 from landscapex.engine.device import DeviceBackend
-from landscapex.engine.eager import EagerEngine, batch_norms
+from landscapex.engine.eager import EagerEngine
 from landscapex.engine.host import HostBackend
 from landscapex.engine.packing import pack_samples
 from landscapex.engine.plan import NotCapturedError, Plan

@@ -32,6 +32,10 @@ class Terms:
 class Totals:
     """Sums over batches, kept on the device until they are asked for.
 
+    Args:
+        replayed: Whether the 0-d tensors that are added will be written again, by a graph that is
+            replayed: they are read each time.
+
     Attributes:
         columns: Names of the values: ``"loss"`` first, then metrics.
 
@@ -43,7 +47,8 @@ class Totals:
         [2.0]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, replayed: bool = False) -> None:
+        self._replayed = replayed
         self.columns: tuple[str, ...] = ("loss",)
         self._names: tuple[str, ...] | None = None
         self._numerators: list[Any] = []  # [batches * M]: the mean loss, then sums of metrics
@@ -67,12 +72,16 @@ class Totals:
                 f"The loss must return the same metrics for every batch, got {list(names)} after "
                 f"{list(self._names)}."
             )
-        # Keeping 0-d tensors costs no kernel launch; `values` stacks them.
-        self._numerators.append(terms.loss.detach())
-        self._weights.append(terms.weight)
+        self._keep(terms.loss.detach(), terms.weight)
         for total, count in terms.metrics.values():
-            self._numerators.append(total)
-            self._weights.append(count)
+            self._keep(total, count)
+
+    def _keep(self, numerator: Any, weight: Any) -> None:
+        # Keeping 0-d tensors of a device costs no kernel launch; `values` stacks them. In main
+        # memory they would lie between the activations that are freed, which find no place then:
+        # a convolution of single samples took 200 KB more for each of them.
+        self._numerators.append(numerator if self._replayed else _read(numerator))
+        self._weights.append(weight if self._replayed else _read(weight))
 
     def weights(self) -> list[list[float]]:
         """Return what each batch counts: ``[batches][columns]``, as in `columns`."""
@@ -114,6 +123,11 @@ class Totals:
                 )
             means.append(total / weight if weight else math.nan)
         return means
+
+
+def _read(value: Any) -> Any:
+    """A number in place of a tensor that is there to be read."""
+    return float(value) if isinstance(value, Tensor) and value.is_cpu else value
 
 
 def _to_host(values: list[Any]) -> list[float]:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from landscapex._directions import Axis, Directions, layout_of
 from landscapex._warnings import warn
+from landscapex.engine.batch_norm import batch_norms
 from landscapex.engine.choice import Choice, Region
-from landscapex.engine.eager import Stop, batch_norms
+from landscapex.engine.eager import Stop
 from landscapex.errors import ArgumentTypeError, CaptureError
 from landscapex.grids.filling import fill_grid
 from landscapex.grids.grid import Span

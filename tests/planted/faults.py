@@ -290,6 +290,19 @@ FAULTS = [
         SHORT_MEMORY + "test_fault_20_gradients_are_summed_over_pieces_for_which_there_is_room",
     ),
     Planted(
+        "fault 20", "kernels are asked of oneDNN again", "landscapex/engine/eager.py",
+        "            self._reset_modes()\n            with self._onednn():\n",
+        "            self._reset_modes()\n            with contextlib.nullcontext():\n",
+        SHORT_MEMORY
+        + "test_fault_20_without_room_for_kernels_of_oneDNN_those_of_torch_take_their_place",
+    ),
+    Planted(
+        "fault 20", "totals lie between activations", "landscapex/losses/totals.py",
+        "        self._weights.append(weight if self._replayed else _read(weight))\n",
+        "        self._weights.append(weight)\n",
+        "tests/test_totals.py::test_totals_hold_no_memory_between_batches",
+    ),
+    Planted(
         "fault 20", "the batches of batch norm are cut", "landscapex/engine/eager.py",
         '        if self.bn != "eval" and self._norms:\n',
         "        if False:\n",
@@ -362,15 +375,15 @@ FAULTS = [
         SHARDS + "test_fault_22_points_of_another_grid_are_not_taken_for_done",
     ),
     Planted(
-        "fault 23", "torch's words for a batch of one sample", "landscapex/engine/eager.py",
-        'if self.bn == "eval" or not str(error).startswith(_ONE_VALUE):',
+        "fault 23", "torch's words for a batch of one sample", "landscapex/engine/batch_norm.py",
+        'if bn == "eval" or not str(error).startswith(_ONE_VALUE):',
         "if True:",
         BATCH_NORM + "test_fault_23_a_batch_of_one_sample_has_no_variance",
     ),
     Planted(
-        "fault 23", "words of the user are explained away", "landscapex/engine/eager.py",
-        "        if not any(id(norm) in passed for norm in self._norms):",
-        "        if False:",
+        "fault 23", "words of the user are explained away", "landscapex/engine/batch_norm.py",
+        "    if not any(id(norm) in passed for norm in norms):",
+        "    if False:",
         BATCH_NORM + "test_fault_23_an_error_outside_of_batch_norm_keeps_its_words",
     ),
     Planted(
