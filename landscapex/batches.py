@@ -21,14 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader, Dataset
 
 from landscapex._batch import (
     Batch,
@@ -43,14 +36,13 @@ from landscapex._batch import (
     to_channels_last,
     to_device,
 )
+from landscapex._loaders import loader_notes, random_sampler
 from landscapex.errors import ArgumentError, ArgumentTypeError, DataError, EmptyDataError
 
 CACHES = ("auto", "device", "host", "none")
-FROZEN = "was frozen"  # how notes on data end that another reading would find different
 _BATCH_BYTES = 1 << 19  # of a batch of tensors: small enough for a cache, large enough for a call
 _BATCH_SAMPLES = (32, 2048)  # but never fewer or more than this
 _DATASET_BATCH = 64  # for datasets, whose samples are not known before they are read
-_PROBED_SAMPLES = 4  # read twice to notice augmentation; a coin flip stays hidden with p = 1/16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -287,7 +279,9 @@ def freeze(
         )
     device = torch.device(device)
     source, notes = _source(data, batch_size, name)
-    reading = _Reading(source, device, cache, rereadable=not once and _sampler(source) is None)
+    reading = _Reading(
+        source, device, cache, rereadable=not once and random_sampler(source) is None
+    )
     if not reading.sizes:
         hint = "; an iterator can be read only once: was it used before?" if once else ""
         raise EmptyDataError(f"`{name}` must hold at least one batch, got none{hint}.")
@@ -295,7 +289,10 @@ def freeze(
         raise EmptyDataError(
             f"`{name}` must hold at least one sample, got {len(reading.sizes)} empty batches."
         )
-    notes += reading.notes + _reading_notes(source, once, reading)
+    notes += reading.notes
+    if once:
+        notes.append(f"the {type(source).__name__} was consumed once and frozen")
+    notes += loader_notes(source, frozen=reading.cache != "none")
     return FrozenBatches(
         name=name,
         device=device,
@@ -432,67 +429,6 @@ def _versions(batch: Batch) -> tuple[int, ...]:
         if len(versions) == len(batch):
             return tuple(versions)
     return tuple(leaf._version for leaf in tensor_leaves(batch))
-
-
-# --- What the provenance says about the data ----------------------------------------------------
-
-
-def _sampler(source: Iterable[Batch]) -> Any:
-    """Return the sampler of a loader if it draws at random."""
-    if not isinstance(source, DataLoader):
-        return None
-    sampler = getattr(source.batch_sampler, "sampler", source.sampler)
-    random = isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler))
-    return sampler if random or getattr(sampler, "shuffle", False) is True else None
-
-
-def _reading_notes(source: Iterable[Batch], once: bool, reading: _Reading) -> list[str]:
-    notes = []
-    if once:
-        notes.append(f"the {type(source).__name__} was consumed once and frozen")
-    if not isinstance(source, DataLoader):
-        return notes
-    frozen = reading.cache != "none"
-    if (sampler := _sampler(source)) is not None:
-        order = f"its first order {FROZEN}" if frozen else "every pass must have the same order"
-        notes.append(f"the loader shuffles ({type(sampler).__name__}): {order}")
-    if isinstance(source.dataset, IterableDataset):
-        return notes
-    available = len(source.dataset)  # type: ignore[arg-type]
-    if (dropped := _left_out(source, available)) > 0:
-        notes.append(f"the loader leaves out {dropped} of the {available} samples of its dataset")
-    if frozen and _augments(source, available):
-        notes.append(f"the dataset draws its samples at random: the first draw {FROZEN}")
-    return notes
-
-
-def _left_out(loader: DataLoader[Any], available: int) -> int:
-    """Samples that a loader never gives: dropped, of another rank, or not in its subset."""
-    if loader.batch_size is None:  # the user's own batch sampler, or no batching at all
-        return 0
-    sampled = len(loader.sampler)  # type: ignore[arg-type]
-    used = sampled - sampled % loader.batch_size if loader.drop_last else sampled
-    return available - used
-
-
-def _augments(loader: DataLoader[Any], length: int) -> bool:
-    """Read a few samples twice: two draws that differ mean augmentation."""
-    probed = [[index] for index in range(min(_PROBED_SAMPLES, length)) for _ in range(2)]
-    with contextlib.suppress(Exception):  # a dataset that only its own sampler can index
-        # With workers the dataset may never have been opened in this process, and must not be now;
-        # one reads both draws, for two of them draw differently.
-        again = DataLoader(
-            loader.dataset,
-            batch_sampler=probed,
-            collate_fn=list,
-            num_workers=min(loader.num_workers, 1),
-            worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context,
-            timeout=loader.timeout,
-        )
-        draws = [digest(samples) for samples in again]
-        return draws[::2] != draws[1::2]
-    return False
 
 
 def _free_host_memory() -> int:

@@ -39,7 +39,7 @@ ORDER = [
     *of("grids", "grid"),
     *of("", "_batch"),
     *of("losses", "identity"),
-    *of("", "batches"),
+    *of("", "_loaders batches"),
     *of("losses", "reductions metrics totals measure weighting torch_measure own_measures binding"),
     *of("", "interrupts"),
     *of("model", "generators guard determinism"),

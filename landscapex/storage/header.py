@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from landscapex.batches import FROZEN
+from landscapex._loaders import FROZEN
 from landscapex.errors import ArgumentError
 from landscapex.grids.grid import AXIS_NAMES
 
