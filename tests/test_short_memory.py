@@ -28,6 +28,7 @@ KINDS = {
         "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate "
         "memory: you tried to allocate 800 bytes. Error code 12 (Cannot allocate memory)"
     ),
+    "system": lambda: RuntimeError("posix_memalign failed:Cannot allocate memory (12)"),
     "C++": lambda: RuntimeError("std::bad_alloc"),
     "oneDNN": lambda: RuntimeError("could not create a primitive"),
     "python": MemoryError,

@@ -12,7 +12,12 @@ import torch
 
 from landscapex._batch import Batch, form, map_leaves, sample_count
 
-_SAID_BY = ("DefaultCPUAllocator: can't allocate memory", "std::bad_alloc")
+# by torch, by the system's own word (kernels that ask it themselves), by C++
+_SAID_BY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "Cannot allocate memory",
+    "std::bad_alloc",
+)
 # all that oneDNN says; what it cannot do at all is a "primitive descriptor" of this or that
 _SAID_BY_ONEDNN = ("could not create a primitive", "could not create a memory object")
 
