@@ -287,6 +287,16 @@ def test_what_is_no_surface_file_is_refused(tmp_path, spoil, message):
         export.read_h5(path)
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_missing_file_is_known_as_one(tmp_path, there):
+    path = tmp_path / "s.h5"
+    if there:
+        path.mkdir()
+    with pytest.raises(CorruptFileError, match="must be a regular file, and exist") as caught:
+        export.read_h5(path)
+    assert isinstance(caught.value, FileNotFoundError) is not there
+
+
 def test_fault_07_a_damaged_number_of_ours_is_an_error(tmp_path):
     path = plane().to_h5(tmp_path / "s.h5")
     data = bytearray(path.read_bytes())

@@ -6,6 +6,7 @@ an error of ours, where the library would take Python down with it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from landscapex.errors import CorruptFileError
 from landscapex.export import hdf5_reader
-from landscapex.storage.files import check_path
+from landscapex.storage.files import check_path, fail
 
 T = TypeVar("T")
 Numbers = NDArray[Any]
@@ -165,11 +166,13 @@ def read(path: str | os.PathLike[str], what: str, make: Callable[[Contents], T])
         What ``make`` returned.
 
     Raises:
-        CorruptFileError: If the file is missing, damaged, or something else.
+        CorruptFileError: If the file is damaged, or something else; a `MissingFileError` if it is
+            missing.
     """
     source = check_path(path)
     if not source.is_file():
-        raise CorruptFileError(f"{source} must be a regular file, and exist.")
+        code = None if source.exists() else errno.ENOENT
+        fail(f"{source} must be a regular file, and exist.", code, CorruptFileError)
     try:
         return make(_contents(source))
     except Exception as error:
