@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import struct
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +33,70 @@ def bits(model):
 def assert_same(a, b):
     assert list(a) == list(b)
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_parts_of_a_model_are_opened_once_each_and_one_at_a_time(tmp_path, monkeypatch):
+    """They are made as large as memory allows."""
+    saved, opened, open_part = state(), [], checkpoints._open_torch
+    names = sorted(saved)
+    for k, part in enumerate((names[::2], names[1::2])):
+        torch.save({name: saved[name] for name in part}, tmp_path / f"{k}.bin")
+    index = {name: f"{k % 2}.bin" for k, name in enumerate(names)}
+    index_file = tmp_path / "pytorch_model.bin.index.json"
+    index_file.write_text(json.dumps({"weight_map": index}))
+
+    def opening(path, mapped):
+        opened.append((path.name, mapped))
+        return open_part(path, mapped)
+
+    monkeypatch.setattr(checkpoints, "_open_torch", opening)
+    for mapped, read in (False, checkpoints.read), (True, checkpoints.open_lazily):
+        found = dict(read(tmp_path))
+        assert {name: t.tolist() for name, t in found.items()} == {
+            name: t.tolist() for name, t in saved.items()
+        }
+        assert opened == [("0.bin", mapped), ("1.bin", mapped)]
+        opened.clear()
+
+
+@pytest.mark.parametrize(
+    "parts", [{"w": "0.bin", "b": "../1.bin"}, {"w": "0.bin", "b": 1}, {"w": "0.txt"}, {}, []]
+)
+def test_an_index_names_nothing_but_checkpoints_beside_it(tmp_path, parts):
+    torch.save({"w": torch.ones(1)}, tmp_path / "0.bin")
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": parts}))
+    with pytest.raises(CorruptFileError, match="must name files beside it under weight_map"):
+        checkpoints.read(tmp_path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])  # files of torch before 1.6 are not
+def test_what_is_opened_lazily_stays_on_the_disk_if_it_can(tmp_path, zipped):
+    """And its checksums have been looked at before: a file that changed since is not noticed."""
+    path, saved = tmp_path / "model.pt", {"weight": torch.randn(5000)}
+    torch.save(saved, path, _use_new_zipfile_serialization=zipped)
+    for read, mapped in (checkpoints.open_lazily, zipped), (checkpoints.read, False):
+        found = read(path)
+        assert torch.equal(found["weight"], saved["weight"])
+        if sys.platform == "linux":
+            assert (str(path) in Path("/proc/self/maps").read_text()) == mapped
+        del found
+    data = bytearray(path.read_bytes())
+    data[data.index(saved["weight"].numpy().tobytes()) + 3] ^= 1
+    path.write_bytes(data)
+    assert not torch.equal(checkpoints.open_lazily(path)["weight"], saved["weight"])
+    if zipped:
+        with pytest.raises(CorruptFileError, match="not a readable"):
+            checkpoints.read(path)
+
+
+def test_a_batch_norm_may_have_forgotten_how_many_batches_it_saw(tmp_path):
+    """Checkpoints of old versions of torch do not have that number."""
+    saved = state()
+    count = saved.pop("1.num_batches_tracked")
+    torch.save(saved, tmp_path / "model.pt")
+    model = network()
+    checkpoints.load(model, tmp_path / "model.pt")
+    assert_same(bits(model), {n: saved.get(n, count) for n in bits(model)})
 
 
 class Payload:
@@ -61,6 +127,20 @@ def test_what_training_scripts_wrap_around_a_state_dict_is_taken_off(tmp_path, k
     model = network()
     checkpoints.load(model, tmp_path / "model.pt")
     assert_same(bits(model), saved)
+
+
+@pytest.mark.parametrize(
+    ("stored", "prefix"),
+    [
+        (["net.w", "net.b", "other.w"], "net."),
+        (["net.w", "other.w"], ""),  # either may be meant
+        (["w", "net.w"], ""),
+        (["net.w", "b"], ""),
+        (["total"], ""),
+    ],
+)
+def test_the_prefix_is_that_of_the_most_names_and_none_if_two_have_as_many(stored, prefix):
+    assert checkpoints.common_prefix(stored, ["w", "b"]) == prefix
 
 
 def test_a_model_that_is_itself_wrapped_keeps_its_prefix(tmp_path):
@@ -150,7 +230,13 @@ def test_fault_08_a_malicious_pickle_is_refused_and_not_run(tmp_path):
 
 def test_fault_08_a_whole_pickled_model_is_refused(tmp_path):
     torch.save(network(), tmp_path / "model.pt")
-    with pytest.raises(CorruptFileError, match="was refused"):
+    with pytest.raises(CorruptFileError, match=r"was refused: .* in it \(torch\.nn\.\S+\)\. Save"):
+        checkpoints.read(tmp_path / "model.pt")
+
+
+def test_fault_08_a_pickle_that_only_begins_is_refused_without_a_name(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"not a checkpoint at all")
+    with pytest.raises(CorruptFileError, match=r"was refused: .* stored in it\. Save"):
         checkpoints.read(tmp_path / "model.pt")
 
 
@@ -201,6 +287,8 @@ def test_fault_09_a_damaged_file_is_named(tmp_path, kind):
         ({"epoch": 3, "lr": 0.1}, r"got a mapping with keys \['epoch', 'lr'\]"),
         ([1, 2], "got a list"),
         (torch.ones(3), "got a Tensor"),
+        ({"w": torch.ones(1), "lr": 0.1}, r"got a mapping with keys \['w', 'lr'\]"),
+        ({"w": torch.ones(1), 7: torch.ones(1)}, r"got a mapping with keys \['w', '7'\]"),
     ],
 )
 def test_a_file_without_a_state_dict_is_refused(tmp_path, content, message):
@@ -229,14 +317,15 @@ def test_fault_09_one_error_lists_every_kind_of_mismatch(tmp_path):
     assert_same(bits(model), before)
 
 
-def test_fault_09_at_most_ten_names_are_listed(tmp_path):
-    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(10)])
-    torch.save({"other": torch.ones(1)}, tmp_path / "model.pt")
+@pytest.mark.parametrize(("layers", "more"), [(5, []), (10, ["  and 10 more"])])
+def test_fault_09_at_most_ten_names_are_listed(tmp_path, layers, more):
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(layers)])
+    torch.save({"other": torch.ones(1), "0.weight": torch.ones(2, 2)}, tmp_path / "model.pt")
     with pytest.raises(ParameterMismatchError) as caught:
         checkpoints.load(model, tmp_path / "model.pt")
     lines = str(caught.value).splitlines()[1:]
-    assert len(lines) == 11
-    assert lines[-1] == "  and 11 more"
+    assert len(lines[:10]) == 10
+    assert lines[10:] == more
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from storage import (
@@ -99,3 +101,25 @@ def test_points_that_differ_within_equal_ends_are_named():
     other = make_header(3, 5, axes=(first, AxisInfo("beta", moved, second.label, second.unit)))
     (line,) = differences(HEADER, other)
     assert line.endswith("0.0 at point 2 -> 0.125 at point 2")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        (2.0, 2.0 + 1.9e-6, True),  # another order of additions
+        (2.0, 2.0 + 2.1e-6, False),
+        (-2.0, -2.0 - 1.9e-6, True),
+        (-2.0 - 2.1e-6, -2.0, False),
+        (float("nan"), float("nan"), True),
+        (float("nan"), 2.0, False),
+        (2.0, None, True),  # nothing is known of it
+        (0.0, 0.0, True),
+    ],
+)
+def test_the_loss_at_the_centre_may_differ_by_rounding(a, b, same):
+    stored, mine = (make_header(3, provenance={"center": {"loss": x}}) for x in (a, b))
+    expected = [] if same else [f"loss at the centre: {a} -> {b}"]
+    assert differences(stored, mine) == expected
+    assert differences(mine, stored) == ([] if same else [f"loss at the centre: {b} -> {a}"])
+    elsewhere = replace(mine, recorded={"threads": 3})
+    assert differences(stored, elsewhere) == []  # what other threads round differently

@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from storage import (
     fill,
     fork,
     lock_of,
+    unprivileged,
     wait,
 )
 
@@ -118,6 +120,16 @@ def test_fault_06_a_lock_that_nobody_finished_writing_is_stale(out, monkeypatch,
     Journal.open(out, HEADER).close()
 
 
+def test_fault_06_who_writes_a_lock_at_this_moment_has_two_seconds(out, monkeypatch):
+    path, slept = out.with_name("s.nc.journal.lock"), []
+    path.touch()
+    monkeypatch.setattr(lock, "time", SimpleNamespace(sleep=slept.append))
+    lock.check_free(path, out)
+    assert not path.exists()
+    assert sum(slept) == pytest.approx(2)
+    assert max(slept) < 0.1  # and is not kept waiting when it has written
+
+
 def test_fault_06_of_many_that_find_a_stale_lock_one_takes_it(out):
     for _ in range(5):
         lock_of(out, pid=dead_pid())
@@ -173,6 +185,99 @@ def test_fault_06_a_lock_that_somebody_was_faster_to_take_over_is_respected(
     with pytest.raises(OutputError, match="on elsewhere has been writing it"):
         Journal.open(out, HEADER)
     assert json.loads(path.read_text())["host"] == "elsewhere"
+
+
+def test_fault_06_a_lock_that_is_taken_for_abandoned_while_it_is_made_is_made_again(
+    out, monkeypatch
+):
+    """Its process was stopped before it had written anything into the file, for too long."""
+    path, write, made = out.with_name("s.nc.journal.lock"), lock.write_all, []
+
+    def somebody_removes_the_first(descriptor: int, data: bytes) -> None:
+        write(descriptor, data)
+        made.append(os.fstat(descriptor).st_nlink)
+        if len(made) == 1:
+            path.unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "write_all", somebody_removes_the_first)
+        j = Journal.open(out, HEADER)
+    with j:
+        assert made == [1, 1]
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+        with pytest.raises(OutputError, match="two runs at once: this very process"):
+            Journal.open(out, HEADER)
+    assert not path.exists()
+
+
+def test_fault_06_a_stale_lock_that_must_not_be_removed_is_respected():
+    """The folder of somebody else: who may delete there is told what to delete."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
+        os.chmod(folder, 0o755)
+        path = lock_of(Path(folder, "s.nc"), pid=dead_pid())
+        path.chmod(0o666)
+        os.chmod(folder, 0o555)
+        with unprivileged(), pytest.raises(OutputError, match=f"delete {path}") as caught:
+            lock.check_free(path, Path(folder, "s.nc"))
+        os.chmod(folder, 0o755)
+        assert caught.value.errno == errno.EBUSY
+        lock.check_free(path, Path(folder, "s.nc"))
+        assert not path.exists()
+
+
+def test_fault_06_a_lock_says_which_machine_and_container_it_is_of(out, monkeypatch):
+    """Where the system does not tell, there is nothing to compare."""
+    said = []
+    for known in True, False:
+        with monkeypatch.context() as patch:
+            if not known:
+                patch.setattr(lock.os, "readlink", missing_file)
+                patch.setattr(Path, "read_text", missing_file)
+                patch.setattr(lock, "_stat_of_ps", lambda pid: ("S", "noon"))
+            with Journal.open(out, HEADER):
+                said.append(json.loads(out.with_name("s.nc.journal.lock").read_bytes()))
+            # of another machine or container, if one knew: its process has ended
+            for stranger in {"boot": "another"}, {"space": "pid:[1]"}:
+                lock_of(out, pid=dead_pid(), **stranger)
+                Journal.open(out, HEADER).close()
+    if sys.platform == "linux":
+        assert said[0]["boot"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        assert said[0]["space"] == os.readlink("/proc/self/ns/pid")
+    assert (said[1]["boot"], said[1]["space"], said[1]["start"]) == ("", "", "noon")
+
+
+def missing_file(*_: object) -> None:
+    raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell their starts")
+def test_fault_06_a_lock_of_the_time_before_the_last_start_is_stale(out):
+    """Also if a process of now has the number and the start, which count from the start."""
+    mine = lock.process_start(os.getpid())
+    lock_of(out, start=mine, boot="another")
+    Journal.open(out, HEADER).close()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    lock_of(out, start=mine, boot=boot)
+    with pytest.raises(OutputError, match="two runs at once: this very process"):
+        Journal.open(out, HEADER)
+
+
+@pytest.mark.parametrize("somebody", [True, False])
+def test_an_advisory_lock_is_had_by_one_and_tells_if_there_are_none(
+    tmp_path, monkeypatch, somebody
+):
+    with open(tmp_path / "a", "w") as mine, open(tmp_path / "a") as theirs:
+        if somebody:
+            fcntl.flock(theirs, fcntl.LOCK_EX)
+        assert lock._lock_others_out(mine.fileno()) is not somebody
+        if not somebody:
+            assert lock._lock_others_out(theirs.fileno()) is False
+
+        def missing(descriptor: int, how: int) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(lock.fcntl, "flock", missing)
+        assert lock._lock_others_out(mine.fileno()) is None
 
 
 def test_fault_06_without_advisory_locks_it_works_all_the_same(out, monkeypatch):
@@ -275,6 +380,49 @@ def test_the_start_of_a_process_tells_it_from_others():
     child.communicate(b"\n")
     assert lock.process_start(child.pid) is None
     assert lock.process_start(2**80) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+@pytest.mark.parametrize("name", ["a) Z 1 (b", ") Z ("])
+def test_the_name_of_a_process_may_look_like_its_state(name):
+    (go, tell), (listen, say) = os.pipe(), os.pipe()
+
+    def work() -> None:
+        os.close(tell)
+        os.read(go, 1)
+        Path("/proc/self/comm").write_text(name)
+        os.write(say, b"!")
+        os.read(go, 1)  # or the parent has ended
+
+    child = fork(work)
+    before = lock.process_start(child)
+    assert int(before) > int(lock.process_start(os.getpid()))  # in ticks since the last start
+    os.write(tell, b"!")
+    assert os.read(listen, 1) == b"!"
+    assert Path(f"/proc/{child}/comm").read_text() == f"{name}\n"
+    assert lock.process_start(child) == before
+    os.write(tell, b"!")
+    assert wait(child) == 0
+    for end in go, tell, listen, say:
+        os.close(end)
+
+
+@pytest.mark.parametrize(
+    ("said", "start"),
+    [("Ss+  Sun  Nov 22", "Sun Nov 22 C UTC0 -o state=,lstart= -p 1"), ("Z+ Sun", None)],
+)
+def test_what_ps_says_is_read_as_macos_writes_it(tmp_path, monkeypatch, said, start):
+    """A state of several letters, and a start in words of no language and no zone of time."""
+    ps = tmp_path / "ps"
+    ps.write_text(f'#!/bin/sh\necho "{said} $LC_ALL $TZ $*"\n')
+    ps.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(lock, "_stat_of_proc", lambda pid: None)
+    assert lock.process_start(1) == start
+    ps.write_text("#!/bin/sh\n")
+    assert lock.process_start(1) == ""
+    ps.unlink()
+    assert lock.process_start(1) == ""
 
 
 def test_where_there_is_no_proc_ps_tells(monkeypatch):

@@ -26,7 +26,6 @@ import landscapex as lx
 from landscapex import export
 from landscapex.errors import (
     ArgumentError,
-    ArgumentTypeError,
     CorruptFileError,
     LandscapexWarning,
     OutputError,
@@ -339,56 +338,6 @@ def test_every_kind_of_result_can_be_drawn(shape):
         assert surface.plot3d("accuracy", scale="linear").axes[0].name == "3d"
     with pytest.raises(ArgumentError):
         surface.plot("error")
-
-
-@pytest.mark.parametrize(
-    ("done", "values", "message"),
-    [
-        (np.ones(14, bool), VALUES, r"`done` must have shape \(15,\), got \(14,\)"),
-        (np.ones(15, bool), VALUES[:, :1], r"`values` must have shape \(15, 2\), got \(15, 1\)"),
-    ],
-)
-def test_arrays_that_do_not_fit_the_header_are_refused(done, values, message):
-    with pytest.raises(ArgumentError, match=message):
-        Surface.from_run(HEADER, done, values)
-
-
-def renamed(old: str, new: str):
-    return lambda d: d.rename({old: new})
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (renamed("beta", "gamma"), r"`dataset` must have the first of .* got \('alpha', 'gamma'\)"),
-        (lambda d: d.isel(alpha=0, beta=0), r"must have the first of .* got \(\)"),
-        (lambda d: d.drop_vars("beta"), "`dataset` must have finite float64 coordinates 'beta'"),
-        (lambda d: d.assign_coords(beta=range(5)), "must have finite float64 coordinates 'beta'"),
-        (lambda d: d.assign_attrs(kind="line"), "attribute kind='surface', got 'line'"),
-        (lambda d: d.drop_attrs(), "attribute kind='surface', got None"),
-        (lambda d: d.drop_vars("evaluated"), "must have a boolean variable 'evaluated'"),
-        (lambda d: d.assign(evaluated=d["loss"]), "must have a boolean variable 'evaluated'"),
-        (lambda d: d.drop_vars("loss"), r"`columns` must begin with 'loss', got \('accuracy',\)"),
-        (lambda d: d.assign(loss=d["evaluated"].astype("f4")), "must hold float64 .* got float32"),
-        (lambda d: d.assign(loss=d["loss"].T), r"must hold float64 over \('alpha', 'beta'\), got"),
-        (lambda d: d.assign(evaluated=~d["evaluated"]), "NaN where not evaluated, see 'loss'"),
-        (lambda d: d.assign_attrs(provenance="{"), "an attribute provenance, a JSON object"),
-        (lambda d: d.assign_attrs(provenance="[]"), "an attribute provenance, a JSON object"),
-    ],
-)  # fmt: skip
-def test_a_dataset_that_is_no_surface_is_refused(out, change, message):
-    dataset = change(make_surface(3, 5).to_xarray())
-    with pytest.raises(ArgumentError, match=message):
-        Surface(dataset)
-    store.write_dataset(dataset, out)
-    with pytest.raises(CorruptFileError, match=message) as caught:
-        opening.open(out)
-    assert "is not a surface" in str(caught.value)
-
-
-def test_only_a_dataset_makes_a_result():
-    with pytest.raises(ArgumentTypeError, match=r"`dataset` must be an xarray\.Dataset, got dict"):
-        Surface({})
 
 
 # Files and journals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -76,11 +77,27 @@ def test_a_file_can_be_read_without_landscapex(out, dataset):
         assert "_FillValue" not in file["loss"].attrs  # it would make holes of NaN
         checked = {name: file[name].fletcher32 for name in file if file[name].dtype.kind in "fib"}
     assert checked == {"loss": True, "evaluated": True, "alpha": True, "beta": True, "scale": False}
-    with out.open("rb") as file:
-        block = file.read(512)
-    assert block.startswith(
-        b"landscapex result 1; the rest is HDF5 (NetCDF-4)\nSHA-256 of the bytes"
+    data = out.read_bytes()
+    assert data[:512].rstrip(b"\0").decode() == (
+        "landscapex result 1; the rest is HDF5 (NetCDF-4)\n"
+        f"SHA-256 of the bytes from 512 on: {hashlib.sha256(data[512:]).hexdigest()}\n"
     )
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_what_stops_the_writing_of_a_result_goes_on_to_the_caller(out, dataset, monkeypatch, error):
+    """And what was there before is still there."""
+    store.write_dataset(dataset, out)
+    before = out.read_bytes()
+
+    def stop(descriptor: int) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "fsync", stop)
+    with pytest.raises(error):
+        store.write_dataset(dataset.assign_attrs(kind="line"), out)
+    assert os.listdir(out.parent) == ["s.nc"]
+    assert out.read_bytes() == before
 
 
 def test_a_result_is_on_the_disk_before_it_takes_its_name_and_so_is_the_name(
@@ -339,6 +356,13 @@ def test_a_path_must_be_a_path():
     for path in (3, None, b"s.nc"):
         with pytest.raises(ArgumentTypeError, match="`path` must be a string or a Path, got"):
             store.read_dataset(path)
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "half a pair \ud800.nc"])
+def test_a_path_must_be_the_name_of_a_file(name):
+    with pytest.raises(OutputError, match="`path` must be the name of a file, got '") as caught:
+        store.check_path(name)
+    assert caught.value.errno == errno.EINVAL
 
 
 def test_a_result_is_readable_by_whom_the_umask_says(out, dataset):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 RELIEF: dict[str, Any] = {"projection": "3d", "computed_zorder": False}
 
 _MOST_HEIGHTS = 7  # texts beside the vertical axis
-_LETTERS, _HALF_LETTER = 4, 2.6  # of these texts, for which matplotlib leaves room; points
+_LETTERS, _HALF_LETTER = 2, 2.6  # of these texts, for which matplotlib leaves room; points
 
 
 def panels_figure(

@@ -75,8 +75,7 @@ class Journal:
         self._timer: threading.Timer | None = None
         self._unsynced = False
         self._failure: OSError | None = None
-        flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
-        self._descriptor = os.open(path, flags)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         self._abandon = weakref.finalize(self, _abandon, self._descriptor, lock)
 
     @classmethod
