@@ -6,6 +6,7 @@ every one has to be reported.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 
 from reliability.figure import Figure
@@ -33,10 +34,12 @@ def measure(share: float) -> Iterator[Figure]:
     Yields:
         Two for each file: kernels as they are, and bugs.
     """
-    chosen = ("-m", "not slow") if share < EVERYDAY else ()
+    everyday = share < EVERYDAY
+    cores = str(len(os.sched_getaffinity(0)))
+    chosen = ("-m", "not slow") if everyday else ("-n", cores, "--dist", "worksteal")
     files = [ROOT / "tests/native/test_planted_bugs.py", *ROOT.glob("tests/test_*sanitized*.py")]
     files += [ROOT / "tests" / name for name in TITLES if not any(f.name == name for f in files)]
-    for path in files[:1] if chosen else files:
+    for path in files[:1] if everyday else files:
         found = run_tests(str(path), "-o", "timeout=3600", *chosen)
         yield from _figures(TITLES.get(path.name, path.name), found)
 
