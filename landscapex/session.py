@@ -243,7 +243,7 @@ class Session:
                     "samples": f.num_samples,
                     "fingerprint": f.fingerprint,
                     "cache": f.cache,
-                    "notes": [*f.notes, *self._pieces(f)],
+                    "notes": [*f.notes, *self.memory_notes(f)],
                 }
                 for name, f in self.engine.data.items()
             },
@@ -256,7 +256,7 @@ class Session:
             },
         }
 
-    def _pieces(self, batches: FrozenBatches) -> list[str]:
+    def memory_notes(self, batches: FrozenBatches) -> list[str]:
         """What is to be said of how they were evaluated, because memory is short."""
         layout = self.engine.layout
         said = []

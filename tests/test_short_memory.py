@@ -96,6 +96,8 @@ def test_fault_20_memory_that_becomes_short_on_the_way_ends_nothing():
     with pytest.warns(LandscapexWarning, match="8 samples go through"):
         found = surface(model)
     np.testing.assert_allclose(found.loss, surface(Greedy()).loss, rtol=1e-6)
+    said = [note for note in found.provenance["notes"] if "memory" in note]
+    assert said == ["memory was short: 8 samples went through the model at a time"]
 
 
 def test_fault_20_an_objective_remembers_and_a_journal_too(tmp_path):

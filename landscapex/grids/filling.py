@@ -280,6 +280,9 @@ class _Run:
             notes += self.journal.notes
         if self.elsewhere is not None:
             notes += [note for note in self.elsewhere.notes if note not in notes]
+        for batches in self.session.engine.data.values():  # what became short on the way
+            said = self.session.memory_notes(batches)
+            notes += [note for note in said if note not in notes]
         provenance = {**header.provenance, "seconds": round(seconds, 3), "notes": notes}
         return Surface.from_run(replace(header, provenance=provenance), self._done, self._values)
 
