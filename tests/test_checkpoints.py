@@ -72,7 +72,8 @@ def test_an_index_names_nothing_but_checkpoints_beside_it(tmp_path, parts):
 @pytest.mark.parametrize("zipped", [True, False])  # files of torch before 1.6 are not
 def test_what_is_opened_lazily_stays_on_the_disk_if_it_can(tmp_path, zipped):
     """And its checksums have been looked at before: a file that changed since is not noticed."""
-    path, saved = tmp_path / "model.pt", {"weight": torch.randn(5000)}
+    path = tmp_path / "model.pt"
+    saved = {"weight": torch.randn(5000), "none": torch.zeros(0)}  # whose checksum is 0
     torch.save(saved, path, _use_new_zipfile_serialization=zipped)
     for read, mapped in (checkpoints.open_lazily, zipped), (checkpoints.read, False):
         found = read(path)
@@ -87,6 +88,18 @@ def test_what_is_opened_lazily_stays_on_the_disk_if_it_can(tmp_path, zipped):
     if zipped:
         with pytest.raises(CorruptFileError, match="not a readable"):
             checkpoints.read(path)
+
+
+@pytest.mark.parametrize("read", [checkpoints.read, checkpoints.open_lazily])
+def test_a_checkpoint_of_a_device_that_nobody_has_here_is_read_to_the_cpu(
+    tmp_path, monkeypatch, read
+):
+    saved = state()
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "hpu:0")
+    torch.save(saved, tmp_path / "model.pt")
+    found = read(tmp_path / "model.pt")
+    assert {t.device.type for t in found.values()} == {"cpu"}
+    assert_same(found, saved)
 
 
 def test_a_batch_norm_may_have_forgotten_how_many_batches_it_saw(tmp_path):
@@ -238,6 +251,15 @@ def test_fault_08_a_pickle_that_only_begins_is_refused_without_a_name(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"not a checkpoint at all")
     with pytest.raises(CorruptFileError, match=r"was refused: .* stored in it\. Save"):
         checkpoints.read(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("before", [b"", b"\x80\x02", b"K\x01.", b"K\x01.K\x02.K\x03."])
+def test_fault_08_a_class_with_a_long_name_is_refused_before_torch_looks_at_it(tmp_path, before):
+    """With or without the number of a protocol, in any of the four pickles of an old file."""
+    path = tmp_path / "model.pt"
+    path.write_bytes(before + b"cos\n" + b"x" * 2000 + b"\n.")
+    with pytest.raises(CorruptFileError, match=r"is not a readable torch.save file: _LongName"):
+        checkpoints.read(path)
 
 
 def damaged(kind, tmp_path):

@@ -72,14 +72,16 @@ def test_trap_07_every_float_comes_back_with_its_bits_however_it_was_chunked(
 
 def test_trap_07_nan_and_infinity_are_kept_whatever_their_bits(out):
     payloads = [0x7FF8000000000000, 0xFFF8000000000000, 0x7FF0000000000001, 0xFFFFFFFFFFFFFFFF]
-    nans = struct.unpack("4d", struct.pack("4Q", *payloads))
+    payloads.append(0x7FF8000000000001)  # one bit from the NaN that needs no bits
+    nans = struct.unpack("5d", struct.pack("5Q", *payloads))
     specials = [*nans, np.inf, -np.inf, -0.0, 5e-324]
-    header = make_header(8, columns=("loss",))
+    header = make_header(9, columns=("loss",))
     with Journal.open(out, header) as j:
         j.append(0, np.array(specials)[:, None])
     _, _, found = store.read_journals(out)
-    assert bits(found)[:4] == payloads
-    assert bits(found)[4:] == bits(np.array(specials[4:]))
+    assert bits(found)[:5] == payloads
+    assert bits(found)[5:] == bits(np.array(specials[5:]))
+    assert b'[["nan"],["nan:fff8000000000000"],' in j.path.read_bytes()
 
 
 def test_trap_06_no_value_means_not_computed(out):

@@ -213,6 +213,17 @@ def test_fault_06_another_split_at_the_same_time_is_refused(tmp_path):
     assert lx.open(out).equals(small())
 
 
+@pytest.mark.parametrize("shard", [None, (0, 2)])
+def test_fault_06_who_is_refused_and_does_not_use_torchrun_hears_nothing_of_it(tmp_path, shard):
+    out = tmp_path / "s.nc"
+    path = journal.journal_path(out, shard)
+    lock = FileLock(path.with_name(f"{path.name}.lock"), out)
+    with pytest.raises(OutputError, match="two runs at once: this very process") as caught:
+        small(out=out, shard=shard, points=(2, 2))
+    assert not hasattr(caught.value, "__notes__")
+    lock.release()
+
+
 def test_a_dead_process_does_not_keep_another_split_from_going_on(tmp_path):
     out = tmp_path / "s.nc"
     interrupted(out, 1, shard=(0, 2))

@@ -27,6 +27,7 @@ from storage import (
 )
 
 from landscapex.errors import (
+    ArgumentError,
     ArgumentTypeError,
     CorruptFileError,
     LandscapexError,
@@ -34,6 +35,7 @@ from landscapex.errors import (
     ResumeMismatchError,
 )
 from landscapex.storage import store
+from landscapex.storage.files import check_result_name
 from landscapex.storage.store import Journal
 
 
@@ -363,6 +365,25 @@ def test_a_path_must_be_the_name_of_a_file(name):
     with pytest.raises(OutputError, match="`path` must be the name of a file, got '") as caught:
         store.check_path(name)
     assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize(
+    ("suffixes", "way"),
+    [
+        ([".png", ".svg", ".pdf", ".PNG"], "to_picture"),
+        ([".jpg", ".jpeg"], "landscapex.plot.save"),
+        ([".html", ".htm"], "to_html"),
+        ([".h5", ".hdf5"], "to_h5"),
+        ([".csv"], "to_csv"),
+        ([".vts"], "to_vts"),
+    ],
+)
+def test_the_name_of_an_export_is_no_name_of_a_result(suffixes, way):
+    for suffix in suffixes:
+        with pytest.raises(ArgumentError, match=rf"s\.nc; {suffix.lower()} is .* by `{way}` or"):
+            check_result_name(f"s{suffix}")
+    check_result_name("s.nc")
+    check_result_name("s")
 
 
 def test_a_result_is_readable_by_whom_the_umask_says(out, dataset):

@@ -323,7 +323,7 @@ def _check_archive(path: Path) -> None:
     """Refuse a file of ``torch.save`` whose parts do not have their CRC-32: torch does not look."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
-        if min((part.header_offset for part in parts), default=0) != 0:
+        if all(part.header_offset for part in parts):  # none at the beginning of the file
             raise ValueError("it holds two archives")  # and torch would read the other one
         # they are all 0 after torch.serialization.set_crc32_options(False)
         if any(part.CRC for part in parts) and (bad := archive.testzip()):
