@@ -174,7 +174,7 @@ TRAPS = [
     ),
     Planted(
         "trap 18", "unweighted mean of batch means", "landscapex/losses/totals.py",
-        "        self._weights.append(terms.weight)\n",
+        "        self._weights.append(weight if self._replayed else _read(weight))\n",
         "        self._weights.append(1.0)\n",
         OBJECTIVE + "test_trap_18_ragged_batches_give_the_mean_over_all_samples",
     ),
