@@ -35,6 +35,10 @@ class Planted:
     test: str
     native: bool = True
 
+    @property
+    def name(self) -> str:
+        return f"{self.trap}-{self.what}".replace(" ", "_")
+
 
 class Workspace:
     """Package, tests and settings, copied to a folder; the originals are never touched."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from native.harness import marks
 
 from .runner import ROOT, Planted, Workspace
 from .table import TABLE
 
+# By name of a trap, a fault, ...: `make check` plants these, `make reliability` all.
+FIRST = list({p.trap: p for p in reversed(TABLE)}.values())
 # The tests of a file, with the compiled libraries and without.
-GROUPS = sorted({(planted.test.partition("::")[0], planted.native) for planted in TABLE})
-
-each_defect = pytest.mark.parametrize(
-    "planted", TABLE, ids=lambda p: f"{p.trap}-{p.what}".replace(" ", "_")
-)
+GROUPS = [
+    pytest.param(planted, *group, marks=marks(planted is FIRST))
+    for planted in (FIRST, TABLE)
+    for group in sorted({(p.test.partition("::")[0], p.native) for p in planted})
+]
 
 
 @pytest.fixture(scope="session")
@@ -21,24 +24,24 @@ def workspace(tmp_path_factory):
         yield copied
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("file", "native"), GROUPS)
-def test_without_a_defect_the_tests_pass(workspace, file, native):
+@pytest.mark.parametrize(("among", "file", "native"), GROUPS)
+def test_without_a_defect_the_tests_pass(workspace, among, file, native):
     """Otherwise they would find anything."""
-    chosen = {p.test for p in TABLE if p.test.startswith(f"{file}::") and p.native == native}
+    chosen = {p.test for p in among if p.test.startswith(f"{file}::") and p.native == native}
     if failure := workspace.run(sorted(chosen), native=native, seconds=1000):
         pytest.fail(failure, pytrace=False)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-@each_defect
+@pytest.mark.parametrize(
+    "planted", [pytest.param(p, id=p.name, marks=marks(p in FIRST)) for p in TABLE]
+)
 def test_a_planted_defect_is_found(workspace, planted):
     assert workspace.plant(planted)
 
 
-@each_defect
+@pytest.mark.parametrize("planted", TABLE, ids=lambda p: p.name)
 def test_a_planted_defect_can_be_planted(planted):
     """Each one fits the source as it is now."""
     assert (ROOT / planted.file).read_text().count(planted.old) == 1

@@ -83,8 +83,9 @@ PROMISES = {
     ),
     "R9": Promise(
         "Tests that bite",
-        "At least 85 % of small changes to directions, grids and storage make a test fail.",
-        ("mutants",),
+        "At least 85 % of small changes to directions, grids and storage make a test fail, and all "
+        "defects that are planted by hand.",
+        ("mutants", "defects"),
     ),
     "R10": Promise(
         "Documentation",
