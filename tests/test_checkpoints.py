@@ -73,7 +73,7 @@ def test_an_index_names_nothing_but_checkpoints_beside_it(tmp_path, parts):
 def test_what_is_opened_lazily_stays_on_the_disk_if_it_can(tmp_path, zipped):
     """And its checksums have been looked at before: a file that changed since is not noticed."""
     path = tmp_path / "model.pt"
-    saved = {"weight": torch.randn(5000), "none": torch.zeros(0)}  # whose checksum is 0
+    saved = {"weight": torch.arange(5000.0), "none": torch.zeros(0)}  # whose checksum is 0
     torch.save(saved, path, _use_new_zipfile_serialization=zipped)
     for read, mapped in (checkpoints.open_lazily, zipped), (checkpoints.read, False):
         found = read(path)
@@ -245,6 +245,13 @@ def test_fault_08_a_whole_pickled_model_is_refused(tmp_path):
     torch.save(network(), tmp_path / "model.pt")
     with pytest.raises(CorruptFileError, match=r"was refused: .* in it \(torch\.nn\.\S+\)\. Save"):
         checkpoints.read(tmp_path / "model.pt")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_fault_08_an_archive_of_torchscript_is_refused_with_advice(tmp_path):
+    torch.jit.script(nn.Linear(2, 1)).save(tmp_path / "m.pt")
+    with pytest.raises(CorruptFileError, match=r"was refused: .* Save the weights alone"):
+        checkpoints.read(tmp_path / "m.pt")
 
 
 def test_fault_08_a_pickle_that_only_begins_is_refused_without_a_name(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import models
 import numpy as np
@@ -19,6 +20,7 @@ from torch import nn
 
 import landscapex as lx
 from landscapex.engine import graphs, memory
+from landscapex.engine.layout import Layout
 from landscapex.errors import LandscapexWarning
 
 QUIET = {"points": 3, "progress": False}
@@ -217,6 +219,49 @@ def test_fault_20_without_room_for_kernels_of_oneDNN_those_of_torch_take_their_p
         again = lx.surface(objective, **QUIET)  # it remembers
     note = "memory was short: torch's own kernels took the place of oneDNN's"
     assert note in again.provenance["notes"]
+
+
+def test_fault_20_oneDNN_is_back_when_the_last_of_several_threads_is_done():
+    """torch has one switch for all of them."""
+    objectives = [lx.Objective(Poisoned(), data(16, 16), "cross_entropy") for _ in range(4)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with ThreadPoolExecutor(4) as pool:
+            found = list(
+                pool.map(lambda o: lx.surface(o, points=7, progress=False).loss, objectives)
+            )
+    assert torch._C._get_mkldnn_enabled()
+    for loss in found:
+        np.testing.assert_array_equal(loss, found[0])
+
+
+def test_fault_20_samples_are_tried_without_oneDNN():
+    """It may have kernels for whole batches, and make none for the two or three of a trial."""
+
+    class Cached(Poisoned):
+        def forward(self, x):
+            if len(x) == 16:
+                raise MemoryError
+            return super().forward(x)
+
+    objective = lx.Objective(Cached(), data(16), "cross_entropy")
+    with pytest.warns(LandscapexWarning, match="8 samples go through"):
+        found = objective.loss()
+    expected = lx.Objective(Poisoned(None), data(16), "cross_entropy").loss()
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_layouts_are_recorded_as_before_there_was_a_choice_of_oneDNN():
+    """A run goes on from an older journal without a word."""
+    assert "onednn" not in Layout().recorded()
+    assert Layout(**Layout(onednn=False).recorded()) == Layout(onednn=False)
+
+
+def test_a_note_on_several_data_is_said_once():
+    objective = lx.Objective(Poisoned(), data(16), "cross_entropy", datasets={"b": data(8)})
+    with pytest.warns(LandscapexWarning, match="oneDNN"):
+        notes = lx.surface(objective, **QUIET).provenance["notes"]
+    assert len(set(notes)) == len(notes)
 
 
 def test_fault_20_other_errors_do_not_end_oneDNN():

@@ -262,7 +262,8 @@ class EagerEngine:
         if not batches.separable:
             return f"not all of `{batches.name}` are tensors of samples of one shape"
         if not separate:
-            with self._draws(), torch.no_grad(), self._mode():
+            # oneDNN may have no room for kernels of so few samples, which says nothing about them
+            with self._draws(), torch.no_grad(), self._mode(), without_onednn():
                 separate = samples_are_separate(self.space.model, self.measure, batches)
         return None if separate else "samples may meet in this model or loss"
 

@@ -75,6 +75,8 @@ class Layout:
         """What a journal keeps; ``Layout(**recorded)`` is the layout again."""
         recorded = asdict(self)
         del recorded["most_in_gradients"]
+        if self.onednn:  # as in journals from before there was a choice
+            del recorded["onednn"]
         return recorded
 
 

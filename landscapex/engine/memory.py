@@ -41,8 +41,8 @@ def is_short(error: Exception) -> bool:
 def ended_onednn(error: Exception) -> bool:
     """Whether oneDNN had no room for a kernel.
 
-    It makes no other one from then on, however small, in this thread: the code generator of
-    versions before that of August 2026 keeps the error (oneDNN, pull request 5907).
+    It makes no other one from then on, however small, in this thread: its code generator keeps the
+    error, in versions without pull request 5907 of oneDNN, which is of August 2026.
 
     Args:
         error: From anywhere within an evaluation.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,20 +73,44 @@ def covered_linear(model: nn.Module) -> Iterator[None]:
             vars(m).pop("forward", None)
 
 
+class _Switch:
+    """One for all threads, as torch's is: whoever comes last puts it back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = True
+
+    # `torch.backends.mkldnn.flags` switches more, and warns of it
+    def off(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = torch._C._get_mkldnn_enabled()
+                torch._C._set_mkldnn_enabled(False)
+            self._inside += 1
+
+    def back(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch._C._set_mkldnn_enabled(self._before)
+
+
+_SWITCH = _Switch()
+
+
 @contextlib.contextmanager
 def without_onednn() -> Iterator[None]:
-    """Let torch compute everything by other means.
+    """Let torch compute everything by other means, in all threads.
 
     Yields:
         Nothing.
     """
-    # `torch.backends.mkldnn.flags` switches more, and warns of it
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
+    _SWITCH.off()
     try:
         yield
     finally:
-        torch._C._set_mkldnn_enabled(before)
+        _SWITCH.back()
 
 
 def _has_operator() -> bool:

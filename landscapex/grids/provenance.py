@@ -79,7 +79,7 @@ def describe_run(
             "numpy": np.__version__,
         },
         "fingerprint": fingerprint,
-        "notes": notes,
+        "notes": list(dict.fromkeys(notes)),
     }
     recorded = {
         "torch": torch.__version__,

@@ -30,7 +30,7 @@ class Terms:
 
 
 class Totals:
-    """Sums over batches, kept on the device until they are asked for.
+    """Sums over batches, kept on a device until they are asked for, and read at once elsewhere.
 
     Args:
         replayed: Whether the 0-d tensors that are added will be written again, by a graph that is

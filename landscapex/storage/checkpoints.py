@@ -349,7 +349,8 @@ class _LongNameError(Exception):
 
 def _refusal(path: Path, error: Exception) -> str:
     text = str(error)
-    if "Weights only" not in text:  # how refusals of torch begin
+    # what refusals of torch hold; the second is said of archives of TorchScript
+    if "Weights only" not in text and "weights_only" not in text:
         return f"{path} is not a readable torch.save file: {type(error).__name__}."
     asked = re.search(r"GLOBAL (\S+)", text)
     what = f" ({asked[1]})" if asked else ""
