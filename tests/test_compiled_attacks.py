@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 import landscapex as lx
 from landscapex.engine import choice
+from landscapex.engine.compiled import CompiledEngine
 from landscapex.engine.native import unavailable
 from landscapex.engine.validation import check_points
 from landscapex.errors import CaptureError
@@ -203,6 +204,30 @@ def test_weights_of_every_point_are_formed_for_few_points_at_once(monkeypatch):
         region = choice.Region(np.full(2, -1.0), np.ones(2), 9)
         session.choose_engine(directions, region, session.values(), wanted="compiled")
         assert 1 <= session.choice.compiled.points_at_once <= 5
+
+
+@pytest.mark.parametrize("room", [0, 1, 5])
+def test_fault_20_short_memory_makes_calls_smaller_and_changes_no_number(monkeypatch, room):
+    def compiled():
+        objective = lx.Objective(models.mlp(6, 8, 4), [batch(8)], "cross_entropy")
+        return lx.surface(objective, points=5, engine="compiled", progress=False)
+
+    expected = compiled()
+    whole, called = CompiledEngine._values, []
+
+    def scarce(self, points):
+        if len(points) > room:
+            raise MemoryError("std::bad_alloc")
+        called.append(len(points))
+        return whole(self, points)
+
+    monkeypatch.setattr(CompiledEngine, "_values", scarce)
+    if not room:
+        with pytest.raises(CaptureError, match="got: MemoryError"):
+            compiled()
+        return
+    assert compiled().equals(expected)
+    assert max(called) == room
 
 
 @pytest.mark.parametrize(("kept", "fewest"), [(1 << 20, 1), (0, 8)])

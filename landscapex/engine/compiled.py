@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from landscapex.engine import memory
 from landscapex.engine.backend import Runner
 from landscapex.engine.captured import Captured, PerPoint
 from landscapex.engine.eager import EagerEngine, Stop
 from landscapex.engine.packing import Tiles
+
+log = logging.getLogger("landscapex")
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ class CompiledEngine:
         self.space = eager.space
         self._rows: dict[int, PerPoint | None] = {}
         self._runners: dict[int, Runner] = {}
+        self._room = sys.maxsize  # points for which there is memory, in one call
         packed: dict[int, list[np.ndarray | None]] = {}
         for share in self.shares:
             captured = share.captured
@@ -130,7 +136,7 @@ class CompiledEngine:
     @property
     def points_at_once(self) -> int:
         """How many points one call should have, at most, where there are as many."""
-        return min(r.most_points for r in self._runners.values())
+        return min(self._room, *(r.most_points for r in self._runners.values()))
 
     def losses(self, points: np.ndarray, stop: Stop | None = None) -> np.ndarray:
         """Losses and metrics at grid points.
@@ -142,12 +148,20 @@ class CompiledEngine:
         Returns:
             ``(n, M)`` float64, ``n <= G``, in the order of the eager engine's columns.
         """
-        rows = []
+        rows, start = [], 0
         points = np.ascontiguousarray(points, dtype=np.float64)
-        for start in range(0, len(points), self.points_at_once):
-            if stop is not None and stop.requested:
-                break
-            rows.append(self._values(points[start : start + self.points_at_once]))
+        while start < len(points) and not (stop is not None and stop.requested):
+            some = points[start : start + self.points_at_once]
+            try:
+                rows.append(self._values(some))
+            except Exception as error:
+                if len(some) == 1 or not memory.is_short(error):
+                    raise
+                memory.let_go(error, self.space.device)
+                self._room = -(-len(some) // 2)
+                log.info("memory is short: %d points at once", self._room)
+                continue
+            start += len(some)
         return np.concatenate(rows) if rows else np.empty((0, len(self.eager.columns or ())))
 
     def _values(self, points: np.ndarray) -> np.ndarray:
