@@ -227,7 +227,7 @@ def test_fault_20_short_memory_makes_calls_smaller_and_changes_no_number(monkeyp
             compiled()
         return
     assert compiled().equals(expected)
-    assert max(called) == room
+    assert max(called) <= room
 
 
 @pytest.mark.parametrize(("kept", "fewest"), [(1 << 20, 1), (0, 8)])
