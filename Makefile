@@ -53,7 +53,7 @@ bench: .venv/installed .venv/checkers .venv/data
 compared: .venv/installed
 	$(BIN)/python benchmarks/compare.py docs/compared.md
 
-# Kills, damages, interrupts and mutates at full count, over an hour on two cores, and writes what came of
+# Kills, damages, interrupts and mutates at full count, an hour and a half on two cores; writes what came of
 # it into docs/reliability.md. `tests/reliability/run.py R1 --share 0.01` takes less of it.
 reliability: .venv/installed .venv/checkers
 	$(PIP) atheris
