@@ -1,6 +1,6 @@
 """Shows what landscapex promises in figures, and writes them into a page.
 
-    python tests/reliability/run.py                     # everything at full count, an hour and a half
+    python tests/reliability/run.py                     # all at full count, an hour and a half
     python tests/reliability/run.py R1 R3 --share 0.01  # two promises, a hundredth of the counts
 
 Every measurement has a process of its own. Figures at full count are kept beside this file, in
