@@ -34,9 +34,9 @@ from landscapex.storage.lock import remove_stale_lock
 KILLS = 250  # of each kind
 # So many that most of the time of a run goes into them. A compiled engine would be done with few
 # samples before anything could strike.
-POINTS = {"eager": (16, 20), "compiled": (80, 96)}
+POINTS = {"eager": (32, 40), "compiled": (80, 96)}
 SAMPLES = {"eager": 4, "compiled": 1024}
-MIDDLE = 0.1  # of the kills; if fewer came in the middle of the points, they came too early or late
+MIDDLE = 0.05  # of the kills; if fewer came in the middle of the points, they came too early or late
 MANY = 100  # kills, of which some at least come while the result is written, and to resumed runs
 
 
