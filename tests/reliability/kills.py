@@ -36,7 +36,7 @@ KILLS = 250  # of each kind
 # samples before anything could strike.
 POINTS = {"eager": (32, 40), "compiled": (80, 96)}
 SAMPLES = {"eager": 4, "compiled": 1024}
-MIDDLE = 0.05  # of the kills; if fewer came in the middle of the points, they came too early or late
+MIDDLE = 0.05  # of the kills; if fewer come in the middle of the points, moments are wrong
 MANY = 100  # kills, of which some at least come while the result is written, and to resumed runs
 
 
