@@ -68,7 +68,7 @@ PACKAGES = {
     "grids": Package(
         ("grids/*.py",),
         (
-            "grid", "results", "line_measures", "evaluate*", "run_directions", "resume", "shards",
+            "grid", "results*", "line_measures", "evaluate*", "run_directions", "resume", "shards",
             "ranks", "time_limit", "clocks", "interrupts", "full_disk", "own_measures", "metrics",
             "store", "plot_manners", "header", "drawn_directions", "export_tables", "dataset",
         ),
@@ -77,7 +77,7 @@ PACKAGES = {
         ("storage/*.py",),
         (
             "store", "header", "journal*", "lock", "checkpoints", "tensor_file*", "axes_files",
-            "resume", "shards", "full_disk", "results", "grid", "trajectory_results", "files*",
+            "resume", "shards", "full_disk", "results*", "grid", "trajectory_results", "files*",
             "recorder*", "evaluate", "trajector*", "runs", "axes", "drawn_directions", "dataset",
             "damaged_files", "devices", "export_formats",
         ),
